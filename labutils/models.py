@@ -1,0 +1,145 @@
+"""The networks of the course. Each computes features(images) and reads the classes off them with a linear head."""
+
+import math
+
+import torch
+from torch import nn
+
+from labutils.errors import check_choice, check_number, check_whole
+
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
+NORMALIZATIONS = {None: nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+INITS = ("default", "he")
+
+
+class HiddenLayer(nn.Module):
+    """Linear, normalization, activation, dropout; a residual one adds its input to scale times that."""
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        normalization: str | None,
+        activation: str,
+        dropout: float,
+        residual_scale: float | None,
+    ):
+        super().__init__()
+        self.linear = nn.Linear(inputs, width)
+        self.norm = NORMALIZATIONS[normalization](width)
+        self.activation = ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout)
+        self.residual_scale = residual_scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.dropout(self.activation(self.norm(self.linear(x))))
+        return y if self.residual_scale is None else x + self.residual_scale * y
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron: `depth` hidden layers of `width` units, and a linear head.
+
+    The plain and the residual twin have the same parameters: a skip adds nothing to learn.
+
+    Args:
+        depth: hidden layers, from 1.
+        width: units in each hidden layer, from 1.
+        residual: whether each hidden layer after the first adds its input to its output (He et al. 2016,
+            "Deep Residual Learning for Image Recognition").
+        normalization: None, batch (Ioffe & Szegedy 2015) or layer (Ba et al. 2016), before the activation.
+        dropout: share of a hidden layer's outputs dropped in training, from 0 to below 1.
+        activation: relu, tanh, gelu or sigmoid.
+        init: default is PyTorch's, uniform within 1/sqrt(inputs); he is He et al. 2015's, normal with variance
+            2/inputs and biases 0. The head keeps PyTorch's.
+        residual_scale: what a residual layer's branch is multiplied by before its input is added.
+        in_features: numbers in one image.
+        classes: outputs.
+
+    Raises:
+        SettingError: an argument that is not allowed.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        *,
+        residual: bool = False,
+        normalization: str | None = None,
+        dropout: float = 0.0,
+        activation: str = "relu",
+        init: str = "default",
+        residual_scale: float = 1.0,
+        in_features: int = 784,
+        classes: int = 10,
+    ):
+        for name, value in {"depth": depth, "width": width, "in_features": in_features, "classes": classes}.items():
+            check_whole(name, value, 1)
+        check_choice("residual", residual, (True, False))
+        check_choice("normalization", normalization, NORMALIZATIONS)
+        check_number("dropout", dropout, 0, 1, open_ends="high")
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("init", init, INITS)
+        check_number("residual_scale", residual_scale, 0)
+        super().__init__()
+        self.depth, self.width, self.residual, self.normalization = depth, width, residual, normalization
+        self.layers = nn.Sequential(
+            *(
+                HiddenLayer(
+                    width if number else in_features,
+                    width,
+                    normalization=normalization,
+                    activation=activation,
+                    dropout=dropout,
+                    residual_scale=residual_scale if residual and number else None,
+                )
+                for number in range(depth)
+            )
+        )
+        self.head = nn.Linear(width, classes)
+        if init == "he":
+            for layer in self.layers:
+                nn.init.kaiming_normal_(layer.linear.weight)
+                nn.init.zeros_(layer.linear.bias)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The last hidden layer's outputs (N, width) for normalised images (N, C, H, W) or (N, in_features)."""
+        return self.layers(images.flatten(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes)."""
+        return self.head(self.features(images))
+
+    def __repr__(self) -> str:
+        kind = "residual" if self.residual else "plain"
+        norm = f", {self.normalization} normalization" if self.normalization else ""
+        inputs, classes = self.layers[0].linear.in_features, self.head.out_features
+        return (
+            f"MLP({kind}{norm}: {inputs} -> {self.depth} x {self.width} -> {classes}, "
+            f"{parameter_count(self):,} parameters)"
+        )
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers a model can learn."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+MODELS = {"mlp": MLP}
+
+
+def build_model(kind: str, *, image_shape: tuple[int, int, int], classes: int, **settings) -> nn.Module:
+    """A model of a kind (mlp) that fits a data set.
+
+    Args:
+        kind: a key of MODELS.
+        image_shape: (C, H, W) of one image.
+        classes: outputs.
+        settings: the rest of the kind's arguments.
+
+    Raises:
+        SettingError: an unknown kind, or a setting that is not allowed.
+    """
+    check_choice("kind", kind, MODELS)
+    return MODELS[kind](in_features=math.prod(image_shape), classes=classes, **settings)

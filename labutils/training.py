@@ -1,0 +1,365 @@
+"""fit and evaluate: one training loop, short enough to read on one screen.
+
+On two cores (AMD EPYC, torch 2.15) an epoch of `fit` takes at most 1.05 times as long as the same forward and
+backward passes and steps on tensors that are already there; `make bench` measures it.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
+
+from labutils.data import AUGMENTATIONS, ImageData, Split, batches
+from labutils.errors import SettingError, check_choice, check_number, check_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from tqdm import tqdm
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULERS = (None, "cosine", "plateau", "onecycle")
+PRECISIONS = ("auto", "fp32", "bf16")
+EVALUATION_BATCH = 2_000
+LOSS_CHECK_STEPS = 100  # how often the losses so far are looked at; each look waits for a GPU
+
+
+class Diverged(ArithmeticError):
+    """The training loss became NaN or infinite.
+
+    Attributes:
+        epoch, step: where it did, both counted from 1.
+        history: the epochs before.
+    """
+
+    def __init__(self, epoch: int, step: int, loss: float, history: "History"):
+        super().__init__(
+            f"the training loss became {loss} in epoch {epoch}, step {step}. Try a lower learning rate, "
+            "normalization, another initialisation, or precision='fp32'"
+        )
+        self.epoch, self.step, self.history = epoch, step, history
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained.
+
+    Args:
+        epochs: passes over the training images, from 1.
+        batch_size: images a step, from 1.
+        optimizer: adam (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019) or sgd.
+        lr: learning rate, above 0; with onecycle the highest one.
+        momentum: of sgd, from 0 to below 1.
+        weight_decay: from 0. Added to the gradient by adam and sgd, decoupled from it by adamw.
+        scheduler: None keeps the learning rate; cosine lowers it towards 0 epoch by epoch; plateau halves it
+            whenever the validation loss has not improved for more than 2 epochs; onecycle raises and lowers it
+            step by step (Smith & Topin 2018).
+        patience: stop after so many epochs without a better validation accuracy; None never stops early.
+        label_smoothing: share of each label spread over all classes, from 0 to below 1.
+        augment: None, or basic: random crops and flips.
+        precision: fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it natively and it pays.
+        seed: of the order of the batches, augmentation and dropout.
+
+    Raises:
+        SettingError: an argument that is not allowed.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    scheduler: str | None = None
+    patience: int | None = None
+    label_smoothing: float = 0.0
+    augment: str | None = None
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self):
+        check_whole("epochs", self.epochs, 1)
+        check_whole("batch_size", self.batch_size, 1)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_number("lr", self.lr, 0, open_ends="low")
+        check_number("momentum", self.momentum, 0, 1, open_ends="high")
+        check_number("weight_decay", self.weight_decay, 0)
+        check_choice("scheduler", self.scheduler, SCHEDULERS)
+        if self.patience is not None:
+            check_whole("patience", self.patience, 1)
+        check_number("label_smoothing", self.label_smoothing, 0, 1, open_ends="high")
+        check_choice("augment", self.augment, AUGMENTATIONS)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_whole("seed", self.seed, 0)
+
+
+class History:
+    """What happened in each epoch.
+
+    Attributes:
+        frame: a row an epoch: epoch, train_loss, train_accuracy (both running, over the epoch),
+            validation_loss, validation_accuracy (NaN without a validation split), lr, seconds.
+        best_epoch: the epoch with the highest validation accuracy (of equals the one with the lowest validation
+            loss); without a validation split the last one. 0 before the first has ended.
+        stopped_early: whether patience ran out.
+        interrupted: whether the learner stopped it.
+        probes: what the probe of `fit` returned after each epoch, with a column `epoch`; None without a probe.
+    """
+
+    def __init__(self, rows: list[dict] | None = None):
+        self.rows = rows or []
+        self.stopped_early = False
+        self.interrupted = False
+        self.probed: list[pd.DataFrame] = []
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    @property
+    def probes(self) -> "pd.DataFrame | None":
+        import pandas as pd
+
+        return pd.concat(self.probed, ignore_index=True) if self.probed else None
+
+    @property
+    def best_epoch(self) -> int:
+        ranked = [row for row in self.rows if row["validation_accuracy"] == row["validation_accuracy"]]
+        if not ranked:
+            return len(self.rows)
+        return max(ranked, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"]
+
+    def __repr__(self) -> str:
+        ending = " (interrupted)" if self.interrupted else " (stopped early)" if self.stopped_early else ""
+        if not self.rows:
+            return f"History(no epoch{ending})"
+        best = self.rows[self.best_epoch - 1]
+        return (
+            f"History({len(self.rows)} epochs{ending}; best epoch {self.best_epoch}: training accuracy "
+            f"{best['train_accuracy']:.2%}, validation accuracy {best['validation_accuracy']:.2%})"
+        )
+
+
+def fit(
+    model: nn.Module,
+    data: ImageData,
+    training: Training,
+    *,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    probe: "Callable[[nn.Module], pd.DataFrame] | None" = None,
+    on_epoch: Callable[[History], None] | None = None,
+    progress: bool = True,
+) -> History:
+    """Train a model on a data set's training split, and leave the best epoch's weights in it.
+
+    An interrupt of the kernel ends the training, not the program: the epochs so far and the best weights remain.
+    The same seed on the same machine with the same number of threads gives the same history to the bit.
+
+    Args:
+        model: what to train, in place; moved to the data's device.
+        data: with a validation split, the weights of the best epoch are loaded at the end.
+        training: the settings.
+        loss: of logits (B, classes) and labels (B,); cross-entropy without it.
+        probe: measures the model after each epoch; its tables end up in the history.
+        on_epoch: called after each epoch with the history so far; may raise KeyboardInterrupt to stop.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The history.
+
+    Raises:
+        Diverged: the loss became NaN or infinite.
+    """
+    model.to(data.device)
+    loss = loss or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
+    precision = autocast(model, data.device, training.precision)
+    order = torch.Generator().manual_seed(training.seed)
+    optimizer = make_optimizer(model, training)
+    steps = -(-len(data.train) // training.batch_size)
+    scheduler = make_scheduler(optimizer, training, steps)
+    history, best = History(), copy.deepcopy(model.state_dict())
+
+    with seeded(training.seed, data.device), progress_bar(training.epochs * steps, progress) as bar:
+        try:
+            for epoch in range(1, training.epochs + 1):
+                start = time.perf_counter()
+                model.train()
+                losses, outputs, targets = [], [], []
+                for images, labels in batches(
+                    data.train, data, training.batch_size, generator=order, augment=training.augment
+                ):
+                    with precision:
+                        logits = model(images)
+                        step_loss = loss(logits, labels)
+                    step_loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    lr = optimizer.param_groups[0]["lr"]
+                    if training.scheduler == "onecycle":
+                        scheduler.step()
+                    # Kept, and summed up once an epoch: one operation then for hundreds here.
+                    losses.append(step_loss.detach())
+                    outputs.append(logits.detach())
+                    targets.append(labels)
+                    bar.update()
+                    if len(losses) % LOSS_CHECK_STEPS == 0 or len(losses) == steps:
+                        check_losses(losses, epoch, history)
+
+                row = {"epoch": epoch, "train_loss": torch.stack(losses).mean().item()}
+                row["train_accuracy"] = accuracy(torch.cat(outputs), torch.cat(targets))
+                row |= validate(model, data, training.precision)
+                row |= {"lr": lr, "seconds": time.perf_counter() - start}
+                history.rows.append(row)
+                bar.set_postfix_str(f"validation accuracy {row['validation_accuracy']:.2%}")
+
+                if history.best_epoch == epoch:
+                    best = copy.deepcopy(model.state_dict())
+                if probe is not None:
+                    history.probed.append(probe(model).assign(epoch=epoch))
+                if on_epoch is not None:
+                    on_epoch(history)
+                if training.patience is not None and epoch - history.best_epoch >= training.patience:
+                    history.stopped_early = True
+                    break
+                if training.scheduler == "cosine":
+                    scheduler.step()
+                elif training.scheduler == "plateau":
+                    scheduler.step(row["train_loss"] if data.validation is None else row["validation_loss"])
+        except KeyboardInterrupt:
+            history.interrupted = True
+        finally:
+            model.load_state_dict(best)
+    return history
+
+
+def check_losses(losses: list[torch.Tensor], epoch: int, history: History) -> None:
+    """Raise Diverged if one of an epoch's latest losses is not finite."""
+    first = (len(losses) - 1) // LOSS_CHECK_STEPS * LOSS_CHECK_STEPS
+    latest = torch.stack(losses[first:])
+    wrong = (~torch.isfinite(latest)).nonzero()
+    if len(wrong):
+        index = wrong[0].item()
+        raise Diverged(epoch, first + index + 1, latest[index].item(), history)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto") -> dict[str, float]:
+    """Measure a model on a split, in eval mode; the model is left in the mode it was in.
+
+    Args:
+        model: gives logits (N, classes).
+        split: one of the data's splits, or its name.
+        data: the data set, for its normalisation.
+        precision: as in Training.
+
+    Returns:
+        loss (cross-entropy, in nats), top1 and top5 (fractions from 0 to 1; top5 of fewer than five classes is 1).
+    """
+    logits, labels = predict(model, split, data, precision=precision)
+    highest = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    return {
+        "loss": F.cross_entropy(logits, labels).item(),
+        "top1": accuracy(logits, labels),
+        "top5": (highest == labels[:, None]).any(dim=1).double().mean().item(),
+    }
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, classes) float32 of a split's images in their own order, in eval mode, and their labels (N,)."""
+    split = data.split(split)
+    model.to(data.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with autocast(model, data.device, precision):
+            logits = [model(images).float() for images, _ in batches(split, data, EVALUATION_BATCH)]
+    finally:
+        model.train(was_training)
+    return torch.cat(logits), split.labels
+
+
+def validate(model: nn.Module, data: ImageData, precision: str) -> dict[str, float]:
+    """An epoch's validation columns of the history."""
+    if data.validation is None:
+        return {"validation_loss": float("nan"), "validation_accuracy": float("nan")}
+    measured = evaluate(model, data.validation, data, precision=precision)
+    return {"validation_loss": measured["loss"], "validation_accuracy": measured["top1"]}
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of rows of logits (N, classes) whose highest is the label's, from 0 to 1."""
+    return (logits.argmax(dim=1) == labels).double().mean().item()
+
+
+def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer of a training, in its fused form: one call a step for all parameters."""
+    settings = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=training.momentum, **settings)
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+    return optimizer(model.parameters(), **settings)
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, training: Training, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """The scheduler of a training of so many steps an epoch."""
+    schedulers = torch.optim.lr_scheduler
+    match training.scheduler:
+        case "cosine":
+            return schedulers.CosineAnnealingLR(optimizer, T_max=training.epochs)
+        case "plateau":
+            return schedulers.ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
+        case "onecycle":
+            return schedulers.OneCycleLR(optimizer, training.lr, total_steps=training.epochs * steps)
+
+
+def autocast(model: nn.Module, device: torch.device, precision: str) -> torch.autocast | nullcontext:
+    """The context in which a model's forward pass runs in a given precision.
+
+    auto chooses bf16 only where it was measured to pay: for convolutions, on hardware that multiplies bf16
+    natively. The course's MLPs are too small: casting their weights each step costs more than it saves.
+    """
+    check_choice("precision", precision, PRECISIONS)
+    native = has_native_bf16(device)
+    if precision == "bf16" and device.type == "mps":
+        raise SettingError("precision", precision, "auto or fp32, on an Apple GPU")
+    convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    if precision == "bf16" or (precision == "auto" and native and convolutional):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+    return False
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's random state inside, and put it back as it was afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def progress_bar(steps: int, visible: bool) -> "tqdm":
+    """A bar of so many training steps; $TQDM_DISABLE hides it too."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=steps, unit="step", leave=False, disable=None if visible else True)
