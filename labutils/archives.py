@@ -145,21 +145,29 @@ def download(name: str, root: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def fetch_with_torchvision(name: str, folder: Path) -> dict[str, np.ndarray]:
-    """Fetch a data set's files into a folder and read them with torchvision."""
+def torchvision_dataset(name: str) -> type:
+    """torchvision's class for a data set."""
     from torchvision import datasets
 
-    dataset = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    if name == "mnist":
-        hosts, files, place = dataset.mirrors, dataset.resources, folder / "MNIST" / "raw"
-    else:
-        hosts, files = [dataset.url.removesuffix(dataset.filename)], [(dataset.filename, dataset.tgz_md5)]
-        place = folder
-    place.mkdir(parents=True, exist_ok=True)
+    return {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+
+def addresses(name: str) -> list[str]:
+    """The folders on the network that a data set's files are looked for in, in this order."""
+    dataset = torchvision_dataset(name)
+    hosts = dataset.mirrors if name == "mnist" else [dataset.url.removesuffix(dataset.filename)]
     own_mirror = os.environ.get("LABUTILS_MIRROR")
-    bases = [*([own_mirror] if own_mirror else []), *MIRRORS[name], *hosts]
+    return [f"{base.rstrip('/')}/" for base in ([own_mirror] if own_mirror else []) + MIRRORS[name] + hosts]
+
+
+def fetch_with_torchvision(name: str, folder: Path) -> dict[str, np.ndarray]:
+    """Fetch a data set's files into a folder and read them with torchvision."""
+    dataset = torchvision_dataset(name)
+    files = dataset.resources if name == "mnist" else [(dataset.filename, dataset.tgz_md5)]
+    place = folder / "MNIST" / "raw" if name == "mnist" else folder
+    place.mkdir(parents=True, exist_ok=True)
     for filename, md5 in files:
-        fetch([f"{base.rstrip('/')}/{filename}" for base in bases], place / filename, md5)
+        fetch([base + filename for base in addresses(name)], place / filename, md5)
     # The files are in place and whole, so torchvision downloads nothing: it unpacks and reads them.
     train, test = (dataset(folder, train=part, download=True) for part in (True, False))
     arrays = (train.data, train.targets, test.data, test.targets)

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -60,7 +60,7 @@ class Experiment:
     data: dict
     model: dict
     training: Training
-    tracking: Tracking = Tracking()
+    tracking: Tracking = field(default_factory=Tracking)
     profile: str = "laptop"
 
     def __post_init__(self):
@@ -203,9 +203,8 @@ def from_settings(settings: dict[str, dict], *, name: str, profile: str) -> Expe
     """An experiment from settings by section; types are checked here, ranges by what the settings belong to."""
     kind = settings["model"].get("kind")
     model = {key: value for key, value in settings["model"].items() if key != "kind"}
-    parser = settings_parser(kind)
     try:
-        parsed = parser.parse_object(settings | {"model": model}).as_dict()
+        parsed = cached_parser(kind).parse_object(settings | {"model": model}).as_dict()
     except argparse.ArgumentError as error:
         raise type_error(error, settings, kind) from error
     with named_within("training"):
@@ -222,16 +221,18 @@ def from_settings(settings: dict[str, dict], *, name: str, profile: str) -> Expe
     )
 
 
-@functools.cache
-def settings_parser(kind: str) -> "ArgumentParser":
+def settings_parser(kind: str, **options) -> "ArgumentParser":
     """A parser that knows every setting of an experiment whose model is of this kind."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
     for section, owner in setting_owners(kind).items():
         add = parser.add_class_arguments if inspect.isclass(owner) else parser.add_function_arguments
         add(owner, section, skip=NOT_SETTINGS & set(inspect.signature(owner).parameters))
     return parser
+
+
+cached_parser = functools.cache(settings_parser)
 
 
 def setting_owners(kind: str) -> dict[str, Callable]:

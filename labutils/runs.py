@@ -70,6 +70,13 @@ class Run:
         load_model(model, self.path / "model.safetensors")
         return model.eval()
 
+    @property
+    def caption(self) -> str:
+        """What a figure of this run rests on: data, seed, hardware, torch."""
+        return "{data} ({source}); one run, seed {seed}; {processor}; torch {torch}".format(
+            **self.metrics, seed=self.experiment.training.seed
+        )
+
     def __repr__(self) -> str:
         return (
             f"Run({self.experiment.name}, {self.metrics['data']}: test accuracy {self.metrics['test_top1']:.2%}, "
@@ -136,41 +143,52 @@ def train(
     """Build an experiment's model, train it, measure it once on the test split."""
     torch.manual_seed(experiment.training.seed)
     model = build_for(experiment, data).to(data.device)
-    mirror = Mirror(
-        experiment.tracking,
-        residual=bool(experiment.model.get("residual")),
-        config={"name": experiment.name, "profile": experiment.profile, "data_title": data.title}
-        | experiment.settings(),
-        name=f"{experiment.name} {path.name[:6]}",
-        folder=store_root(),
-    )
     probe = None
     if experiment.tracking.gradients:
         images, labels = next(batches(data.train, data, PROBE_IMAGES))
         probe = functools.partial(gradient_norms, images=images, labels=labels)
 
-    def after_epoch(history: History) -> None:
-        figures = dict(history.rows[-1])
-        if history.probed:
-            rows = history.probed[-1].itertuples()
-            figures |= {f"gradients/{row.name}.{row.kind}": row.norm for row in rows}
-        mirror.log(figures)
-        if on_epoch is not None:
-            on_epoch(history)
+    with Mirror(
+        experiment.tracking,
+        config={"name": experiment.name, "profile": experiment.profile, "data_title": data.title}
+        | experiment.settings(),
+        residual=bool(experiment.model.get("residual")),
+        name=f"{experiment.name} {path.name[:6]}",
+        folder=store_root(),
+    ) as mirror:
 
-    history = fit(model, data, experiment.training, probe=probe, on_epoch=after_epoch, progress=progress)
-    metrics = {"best_epoch": history.best_epoch, "epochs_run": len(history.rows)}
-    metrics["stopped_early"] = history.stopped_early
-    metrics["seconds"] = sum(row["seconds"] for row in history.rows)
-    metrics["parameters"] = parameter_count(model)
+        def after_epoch(history: History) -> None:
+            mirror.log(history.rows[-1] | latest_gradients(history))
+            if on_epoch is not None:
+                on_epoch(history)
+
+        history = fit(model, data, experiment.training, probe=probe, on_epoch=after_epoch, progress=progress)
+        metrics = measure(model, data, experiment, history)
+        mirror.finish(metrics)
+    return Run(experiment, history, metrics, None if history.interrupted else path, trained=model)
+
+
+def latest_gradients(history: History) -> dict[str, float]:
+    """The last epoch's gradient norms as wandb files them; none where none were logged."""
+    rows = history.probed[-1].itertuples() if history.probed else ()
+    return {f"gradients/{row.name}.{row.kind}": row.norm for row in rows}
+
+
+def measure(model: nn.Module, data: ImageData, experiment: Experiment, history: History) -> dict[str, object]:
+    """A run's final figures and where they come from; the one use of the test split."""
+    metrics = {
+        "best_epoch": history.best_epoch,
+        "epochs_run": len(history.rows),
+        "stopped_early": history.stopped_early,
+        "seconds": sum(row["seconds"] for row in history.rows),
+        "parameters": parameter_count(model),
+    }
     for part in ("validation", "test"):
         if getattr(data, part) is not None:
             measured = evaluate(model, part, data, precision=experiment.training.precision)
             metrics |= {f"{part}_{figure}": value for figure, value in measured.items()}
-    metrics |= {"experiment": experiment.name, "profile": experiment.profile}
-    metrics |= {"data": data.title, "source": data.source} | provenance(data.device)
-    mirror.finish(metrics)
-    return Run(experiment, history, metrics, None if history.interrupted else path, trained=model)
+    origin = {"experiment": experiment.name, "profile": experiment.profile, "data": data.title, "source": data.source}
+    return metrics | origin | provenance(data.device)
 
 
 @functools.lru_cache(maxsize=2)
@@ -240,11 +258,11 @@ def load_run(path: Path) -> Run:
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     experiment = Experiment.load(path / "experiment.yaml", profile=metrics["profile"])
     experiment = replace(experiment, name=metrics["experiment"])
-    frame = pd.read_csv(path / "history.csv", float_precision="round_trip")
+    frame = pd.read_csv(path / "history.csv")
     history = History(frame.to_dict("records"))
     history.stopped_early = metrics["stopped_early"]
     if experiment.tracking.gradients:
-        probes = pd.read_csv(path / "gradients.csv", float_precision="round_trip")
+        probes = pd.read_csv(path / "gradients.csv")
         history.probed = [rows for _, rows in probes.groupby("epoch")]
     if not (path / "model.safetensors").is_file():
         raise FileNotFoundError("model.safetensors is missing")
@@ -333,4 +351,4 @@ def load_results(name: str) -> "pd.DataFrame":
     path = results_folder() / f"{name}.csv"
     if not path.is_file():
         raise UnknownSetting(name, [banked.stem for banked in results_folder().glob("*.csv")])
-    return pd.read_csv(path, float_precision="round_trip", keep_default_na=False, na_values=[""])
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])

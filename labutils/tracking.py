@@ -53,6 +53,8 @@ class Tracking:
 class Mirror:
     """Sends one run to wandb from a thread of its own; does nothing when tracking.wandb is disabled.
 
+    A context manager: a run that fails inside is closed in wandb with its error.
+
     Args:
         tracking: the mode, and what the run is filed under.
         config: the run's settings, as wandb shows them.
@@ -70,6 +72,13 @@ class Mirror:
             arguments = (replace(tracking, group=group), config, name, folder)
             self.thread = threading.Thread(target=self.send, args=arguments, daemon=True, name="wandb mirror")
             self.thread.start()
+
+    def __enter__(self) -> "Mirror":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        if error is not None:
+            self.finish({"error": f"{kind.__name__}: {error}"})
 
     def log(self, figures: Mapping[str, float]) -> None:
         """Hand on an epoch's figures; returns at once."""

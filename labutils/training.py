@@ -63,7 +63,7 @@ class Training:
         label_smoothing: share of each label spread over all classes, from 0 to below 1.
         augment: None, or basic: random crops and flips.
         precision: fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it natively and it pays.
-        seed: of the order of the batches, augmentation and dropout.
+        seed: of the order of the batches, augmentation and dropout; `run` also draws the initial weights from it.
 
     Raises:
         SettingError: an argument that is not allowed.

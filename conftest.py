@@ -1,0 +1,50 @@
+"""How the tests run: at the smoke profile, without network, in a run store of their own; and nbval made strict."""
+
+import os
+import tempfile
+from queue import Empty
+
+import pytest
+
+# Set before any kernel starts, so that the notebooks inherit them.
+os.environ |= {
+    "LABUTILS_PROFILE": "smoke",
+    "LABUTILS_RUNS": tempfile.mkdtemp(prefix="labutils-runs-"),
+    "TQDM_DISABLE": "1",
+    # Nothing listens there: a test that needs the network fails at once instead of finding it by chance.
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "NO_PROXY": "localhost,127.0.0.1",
+}
+for name in ("LABUTILS_DATA", "LABUTILS_MIRROR", "WANDB_MODE", "WANDB_API_KEY"):
+    os.environ.pop(name, None)
+
+KERNEL_POLL_S = 1.0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a cell that is to be compared with its stored output and has none; nbval would pass it."""
+    if type(item).__name__ == "IPyNbCell" and item.options["check"] and not item.cell.outputs:
+        pytest.fail("NBVAL_CHECK_OUTPUT without a stored output: execute the notebook and save it", pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fail_fast_when_a_kernel_dies() -> None:
+    """nbval waits out the whole cell time-out for a kernel that died; look every second whether it lives."""
+    from nbval.kernel import RunningKernel
+
+    wait = RunningKernel.get_message
+
+    def get_message(self, stream, timeout=None):
+        left = float("inf") if timeout is None else float(timeout)
+        while True:
+            try:
+                return wait(self, stream, timeout=min(KERNEL_POLL_S, max(left, 0)))
+            except Empty:
+                left -= KERNEL_POLL_S
+                if not self.is_alive():
+                    raise RuntimeError("the kernel died while executing this cell") from None
+                if left <= 0:
+                    raise
+
+    RunningKernel.get_message = get_message

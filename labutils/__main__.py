@@ -1,0 +1,7 @@
+"""`python -m labutils` is the command line."""
+
+import sys
+
+from labutils.cli import main
+
+sys.exit(main())

@@ -1,0 +1,180 @@
+"""The command line: labutils doctor | data | run | sweep | course."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from labutils.data import NAMES, SOURCES, load_data
+from labutils.errors import SettingError
+from labutils.experiment import (
+    PROFILES,
+    Experiment,
+    config_names,
+    full_name,
+    grid,
+    known_settings,
+    settings_parser,
+)
+from labutils.runs import run, save_results, sweep
+from labutils.training import Diverged
+
+RUN_EXAMPLES = """examples:
+  labutils run mlp_mnist                               the config as it is
+  labutils run mlp_mnist --model.depth 10 --epochs 3   other settings; a bare name does where it is clear
+  labutils run mlp_mnist --profile smoke               seconds, on built-in data
+  labutils run my_experiment.yaml                      a config file of your own
+  labutils run mlp_mnist --help                        every setting of this config, with its value
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0 done, 1 failed, 2 a wrong argument, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="labutils", description="The deep-learning labs from the command line.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    commands.add_parser("doctor", help="look over this machine and say what to mend")
+
+    fetch = commands.add_parser("data", help="fetch the data sets and say what is there")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; without one, all of them")
+    fetch.add_argument("--source", default="auto", help=f"one of {', '.join(SOURCES)} (default: auto)")
+    fetch.add_argument("--root", help="the data folder (default: $LABUTILS_DATA, else data/)")
+
+    for command, summary in (
+        ("run", "run one experiment, or load it where it has been run before"),
+        ("sweep", "run every combination of a config's sweep section"),
+    ):
+        sub = commands.add_parser(
+            command,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=RUN_EXAMPLES.replace("labutils run", f"labutils {command}"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+            allow_abbrev=False,
+        )
+        sub.add_argument("config", nargs="?", help=f"a YAML file, or one of: {', '.join(config_names())}")
+        sub.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: $LABUTILS_PROFILE, else laptop)")
+        sub.add_argument("-h", "--help", action="store_true", help="this help; after a config, its settings")
+        if command == "run":
+            sub.add_argument("--force", action="store_true", help="train anew even if the run is there")
+        else:
+            sub.add_argument("--jobs", type=int, help="runs at once, one thread each (default: one a core)")
+            sub.add_argument(
+                "--save-results", action="store_true", help="write data/results/NAME.csv for the course's notebooks"
+            )
+        sub.set_defaults(show_help=sub.print_help)
+
+    course = commands.add_parser("course", help="execute all notebooks in order, with an HTML page of each")
+    course.add_argument("--profile", choices=PROFILES, default="laptop", help="(default: laptop)")
+    course.add_argument("--to", type=Path, default=Path("build"), help="the folder to leave them in (default: build)")
+
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command not in ("run", "sweep"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return COMMANDS[options.command](options, rest)
+    except SettingError as error:
+        print(f"labutils: {error}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError, Diverged) as error:
+        print(f"labutils: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("labutils: interrupted", file=sys.stderr)
+        return 130
+
+
+def doctor(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.doctor import examine
+
+    for check in examine():
+        print(check)
+    return 0
+
+
+def data(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    for name in options.names or NAMES:
+        print(f"{name}: {load_data(name, source=options.source, root=options.root, device='cpu')}")
+    return 0
+
+
+def run_one(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    if not options.config or options.help:
+        return show_help(options)
+    experiment = Experiment.load(
+        options.config, profile=options.profile, **read_settings(options.config, options.profile, rest)
+    )
+    finished = run(experiment, force=options.force)
+    print(finished.history.frame.round(4).to_string(index=False))
+    print(finished)
+    print(f"kept in {finished.path}" if finished.path else "interrupted, so not kept")
+    return 130 if finished.history.interrupted else 0
+
+
+def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    if not options.config or options.help:
+        return show_help(options)
+    experiments = grid(options.config, profile=options.profile, **read_settings(options.config, options.profile, rest))
+    results = sweep(experiments, jobs=options.jobs)
+    failed = results[results["error"].notna()] if "error" in results else results.iloc[:0]
+    print(f"{len(results) - len(failed)} of {len(results)} runs are in the store")
+    if len(failed):
+        varying = [name for name in failed if results[name].nunique() > 1 or name == "error"]
+        print(failed[varying].to_string(index=False), file=sys.stderr)
+    elif options.save_results:
+        print(f"banked in {save_results(experiments[0].name, results)}")
+    return 1 if len(failed) else 0
+
+
+def course(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.course import execute_course
+
+    for copy, page in execute_course(options.profile, options.to):
+        print(f"{copy}\n{page}", flush=True)
+    return 0
+
+
+def read_settings(config: str, profile: str | None, words: Sequence[str]) -> dict[str, object]:
+    """`--model.depth 10 --lr=0.1` as overrides of a config."""
+    known = known_settings(Experiment.load(config, profile=profile).model["kind"])
+    words, settings = list(words), {}
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise SettingError("argument", name, "settings as --NAME VALUE")
+        name = full_name(name.removeprefix("--"), known)
+        if not equals:
+            if not words:
+                raise SettingError(name, "nothing", "a value after its name")
+            value = words.pop(0)
+        settings[name] = yaml.safe_load(value)
+    return settings
+
+
+def show_help(options: argparse.Namespace) -> int:
+    """The help of run or sweep; with a config, all its settings and their values."""
+    if not options.config:
+        options.show_help()
+        return 0 if options.help else 2
+    experiment = Experiment.load(options.config, profile=options.profile)
+    parser = settings_parser(
+        experiment.model["kind"],
+        prog=f"labutils {options.command} {options.config}",
+        usage="%(prog)s [--profile PROFILE] [--SETTING VALUE ...]",
+        description=f"The settings of {experiment.name} at the {experiment.profile} profile.",
+    )
+    settings = experiment.settings()
+    del settings["model"]["kind"]
+    parser.set_defaults(
+        {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
+    )
+    parser.print_help()
+    return 0
+
+
+COMMANDS = {"doctor": doctor, "data": data, "run": run_one, "sweep": run_sweep, "course": course}

@@ -1,0 +1,164 @@
+"""What `labutils doctor` looks at: a line for each thing a lab needs, ok or a warning with its remedy."""
+
+import json
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from labutils import archives
+from labutils.data import NAMES, data_root, find_device
+from labutils.runs import processor_name, store_root
+from labutils.training import has_native_bf16
+
+KERNEL = "labutils"
+NEEDED_DISK_GB = 2
+REACH_TIMEOUT_S = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what was found and, where that is a worry, what to do about it."""
+
+    subject: str
+    found: str
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        mark = "warn" if self.remedy else "ok  "
+        remedy = f"\n{'':21}remedy: {self.remedy}" if self.remedy else ""
+        return f"{mark}  {self.subject:<14} {self.found}{remedy}"
+
+
+def examine() -> Iterator[Check]:
+    """Look at everything a lab needs, one thing after the other."""
+    yield check_python()
+    yield check_torch()
+    yield check_device()
+    yield check_threads()
+    yield check_bf16()
+    for name in NAMES:
+        yield check_data(name)
+    yield check_kernel()
+    yield check_widgets()
+    yield check_disk()
+    yield check_wandb()
+
+
+def check_python() -> Check:
+    found = f"{sys.version.split()[0]} ({sys.executable})"
+    return Check("Python", found, None if sys.version_info >= (3, 11) else "install Python 3.11 or newer")
+
+
+def check_torch() -> Check:
+    try:
+        return Check("torch", f"{torch.__version__}, torchvision {version('torchvision')}")
+    except PackageNotFoundError:
+        return Check("torch", f"{torch.__version__}, no torchvision", "set the environment up again: make .venv")
+
+
+def check_device() -> Check:
+    device = find_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return Check("device", f"{device} ({name})")
+
+
+def check_threads() -> Check:
+    cores, threads = usable_cores(), torch.get_num_threads()
+    remedy = f"set OMP_NUM_THREADS={cores}: more threads than cores slow training down" if threads > cores else None
+    return Check("cores", f"{cores}, torch uses {threads} threads", remedy)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_bf16() -> Check:
+    if has_native_bf16(find_device()):
+        return Check("bf16", "native: convolutions train in it")
+    return Check("bf16", "not native: everything trains in fp32, convolutions two to four times slower")
+
+
+def check_data(name: str) -> Check:
+    path = data_root() / f"{name}.npz"
+    try:
+        return Check(name, f"{archives.title_of(archives.read_archive(path, name), name)}, cached in {path}")
+    except archives.ArchiveError as error:
+        damaged = str(error) if path.exists() else None
+    reached = [base for base in archives.addresses(name) if is_reachable(base)]
+    if reached:
+        return Check(name, damaged or f"not cached; reachable at {reached[0]}", f"labutils data {name}")
+    return Check(
+        name,
+        damaged or "not cached and not reachable: the built-in stand-in will take its place",
+        f"connect to the network, or put {path.name} into {path.parent}",
+    )
+
+
+def is_reachable(address: str) -> bool:
+    """Whether a host answers, whatever it says."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def check_kernel() -> Check:
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    remedy = "install labutils into the environment that Jupyter runs in: make .venv"
+    try:
+        spec = KernelSpecManager().get_kernel_spec(KERNEL)
+    except NoSuchKernel:
+        return Check("kernel", f"Jupyter knows no kernel '{KERNEL}'", remedy)
+    # Jupyter replaces a bare "python" by the interpreter it runs in itself.
+    interpreter = sys.executable if spec.argv[0].startswith("python") else spec.argv[0]
+    found = f"{spec.display_name}: {interpreter} ({spec.resource_dir})"
+    return Check("kernel", found, None if Path(interpreter).resolve() == Path(sys.executable).resolve() else remedy)
+
+
+def check_widgets() -> Check:
+    from jupyter_core.paths import jupyter_path
+
+    for folder in jupyter_path("labextensions"):
+        package = Path(folder) / "@jupyter-widgets" / "jupyterlab-manager" / "package.json"
+        if package.is_file():
+            extension = json.loads(package.read_text(encoding="utf-8"))["version"]
+            return Check("widgets", f"ipywidgets {version('ipywidgets')}, JupyterLab extension {extension}")
+    return Check("widgets", "JupyterLab's widget extension is missing: no sliders", "set up again: make .venv")
+
+
+def check_disk() -> Check:
+    place = next(folder for folder in (data_root().resolve(), *data_root().resolve().parents) if folder.exists())
+    free = shutil.disk_usage(place).free / 1e9
+    remedy = None
+    if free < NEEDED_DISK_GB:
+        remedy = f"free {NEEDED_DISK_GB} GB, or point $LABUTILS_DATA and $LABUTILS_RUNS elsewhere"
+    elif not os.access(place, os.W_OK):
+        remedy = f"make {place} writable, or point $LABUTILS_DATA elsewhere"
+    return Check("disk", f"{free:.1f} GB free for {data_root()} and {store_root()}", remedy)
+
+
+def check_wandb() -> Check:
+    try:
+        import wandb
+
+        found = f"wandb {wandb.__version__}"
+        if wandb.login(prompt=False):
+            return Check("tracking", f"{found}, logged in")
+        return Check(
+            "tracking", f"{found}, not logged in: offline mode works without an account; wandb login for online"
+        )
+    except ImportError:
+        return Check("tracking", "no wandb: runs are kept locally all the same", "set up again: make .venv")

@@ -1,0 +1,229 @@
+"""Every figure of the course, from DataFrames.
+
+One palette throughout: a plain net is always PLAIN, a residual one RESIDUAL. The colours are Okabe and Ito's, told
+apart with any colour vision. Accuracies come in as fractions and are drawn as percentages. Every figure says below
+itself what its data are.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from labutils.errors import SettingError
+
+PLAIN, RESIDUAL = "#D55E00", "#0072B2"
+OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # where neither plain nor residual is meant
+FAINT = "#9A9A9A"
+ACCURACY_COLOURS = "cividis"
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "font.size": 10,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+WIDTH_IN = 8.5
+DOTS_PER_INCH = 144  # drawn at this, shown at 100: sharp on any screen
+
+
+class Chart(Figure):
+    """A figure that shows itself in a notebook; needs no pyplot, so it can also be drawn in a background thread."""
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+        return buffer.getvalue()
+
+    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
+        width = round(self.get_figwidth() * 100)
+        bundle = {"image/png": self.png(), "text/plain": f"<Chart, {width} px wide>"}
+        return bundle, {"image/png": {"width": width}}
+
+
+def chart(
+    rows: int = 1, columns: int = 1, *, height: float, caption: str = "", **options: object
+) -> tuple[Chart, np.ndarray]:
+    """An empty chart of the course's width and its axes, (rows, columns); height in inches."""
+    with matplotlib.rc_context(STYLE):
+        figure = Chart(figsize=(WIDTH_IN, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+        if caption:
+            figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35")
+    return figure, axes
+
+
+def origin(results: pd.DataFrame) -> str:
+    """What results rest on, for captions: data, seeds, hardware, torch."""
+    seeds = results["seed"].nunique() if "seed" in results else 1
+
+    def distinct(column: str) -> str:
+        return ", ".join(map(str, results[column].unique()))
+
+    return (
+        f"{distinct('data')} ({distinct('source')}); n = {seeds} seeds; {distinct('epochs')} epochs; "
+        f"{distinct('processor')}; torch {distinct('torch')}"
+    )
+
+
+def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: str = "") -> Chart:
+    """Loss and accuracy over the epochs: validation solid, training dashed.
+
+    Args:
+        histories: a history's frame, or several by name. Beyond the palette's five the oldest are drawn faint.
+        caption: what the data are.
+    """
+    if isinstance(histories, pd.DataFrame):
+        histories = {"": histories}
+    if not histories:
+        raise SettingError("histories", histories, "one history or more")
+    figure, ((left, right),) = chart(1, 2, height=3.4, caption=caption)
+    newest_first = [PLAIN, *OTHERS]
+    for age, (name, frame) in enumerate(reversed(histories.items())):
+        colour = newest_first[age] if age < len(newest_first) else FAINT
+        for axes, figure_name in ((left, "loss"), (right, "accuracy")):
+            marker = "o" if len(frame) == 1 else None
+            label = f"{name}, validation".removeprefix(", ")
+            axes.plot(frame["epoch"], frame[f"validation_{figure_name}"], color=colour, marker=marker, label=label)
+            label = f"{name}, training".removeprefix(", ")
+            axes.plot(frame["epoch"], frame[f"train_{figure_name}"], "--", color=colour, marker=marker, label=label)
+    left.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
+    right.set(title="Accuracy", xlabel="epoch", ylabel="correct (%)")
+    right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.legend(fontsize=8)
+    return figure
+
+
+def depth_width_heatmap(
+    results: pd.DataFrame, *, metric: str = "test_top1", panels: Mapping[str, Mapping[str, object]] | None = None
+) -> Chart:
+    """Mean ± standard deviation of an accuracy over seeds, for each depth and width.
+
+    Args:
+        results: a row a run, with depth, width, seed and the metric.
+        metric: the column to show, fractions from 0 to 1.
+        panels: what each panel shows, by its title: the columns' values that its runs have. Without it one panel.
+    """
+    panels = panels or {"": {}}
+    columns = 2 if len(panels) > 1 else 1
+    rows = -(-len(panels) // columns)
+    figure, axes = chart(rows, columns, height=0.9 + 3.1 * rows, caption=origin(results))
+    for axis, (title, chosen) in zip(axes.flat, panels.items(), strict=False):
+        runs = results
+        for column, value in chosen.items():
+            runs = runs[runs[column] == value]
+        cells = runs.pivot_table(index="depth", columns="width", values=metric, aggfunc=["mean", "std"]) * 100
+        mean, spread = cells["mean"], cells["std"].fillna(0)
+        text = mean.map("{:.1f}".format) + "\n± " + spread.map("{:.1f}".format)
+        sns.heatmap(
+            mean, vmin=10, vmax=100, annot=text, fmt="", cmap=ACCURACY_COLOURS, cbar=axis in axes[:, -1], ax=axis,
+            annot_kws={"fontsize": 8.5}, cbar_kws={"label": "correct (%)"}, linewidths=1,
+        )  # fmt: skip
+        axis.set(xlabel="width (units a layer)", ylabel="depth (hidden layers)")
+        axis.set_title(title, loc="left", fontsize=11)
+        axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def accuracy_by_depth(results: pd.DataFrame, lines: Mapping[str, Mapping[str, object]], *, metric: str) -> Chart:
+    """Mean accuracy against depth, with a band of one standard deviation over seeds.
+
+    Args:
+        results: a row a run, with depth and the metric.
+        lines: what each line shows, by its label: the columns' values that its runs have.
+        metric: the column to show, fractions from 0 to 1.
+    """
+    figure, ((axis,),) = chart(height=3.8, caption=origin(results))
+    dashes, markers = ("-", "--", ":", "-."), "osD^"
+    colours = sns.light_palette(PLAIN, n_colors=len(lines) + 2)[2:]
+    for number, (label, chosen) in enumerate(lines.items()):
+        runs = results
+        for column, value in chosen.items():
+            runs = runs[runs[column] == value]
+        points = runs.groupby("depth")[metric].agg(["mean", "std"]).reset_index()
+        style = {"color": colours[number], "ls": dashes[number % 4], "marker": markers[number % 4]}
+        axis.plot(points["depth"], points["mean"], label=label, **style)
+        low, high = points["mean"] - points["std"], points["mean"] + points["std"]
+        axis.fill_between(points["depth"], low, high, color=colours[number], alpha=0.2)
+    depths = sorted(results["depth"].unique())
+    axis.set_xscale("log")
+    axis.set_xticks(depths, [str(depth) for depth in depths])
+    axis.minorticks_off()
+    axis.set(xlabel="depth (hidden layers, logarithmic)", ylabel="correct (%)")
+    axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    axis.legend()
+    return figure
+
+
+def confusion_matrix(
+    labels: torch.Tensor, predictions: torch.Tensor, classes: Sequence[str], *, caption: str = ""
+) -> Chart:
+    """Which class is taken for which: a row a true class, a column a predicted one, in images.
+
+    Args:
+        labels, predictions: (N,) class numbers.
+        classes: their names.
+        caption: what the data are.
+    """
+    count = len(classes)
+    counts = torch.bincount(labels.cpu() * count + predictions.cpu(), minlength=count**2).view(count, count).numpy()
+    mistakes = counts * (1 - np.eye(count, dtype=int))  # the diagonal would outshine them
+    figure, ((axis,),) = chart(height=6.2, caption=caption)
+    shades = LinearSegmentedColormap.from_list("mistakes", ["#FFFFFF", "#4D4D4D"])
+    sns.heatmap(
+        mistakes, annot=counts, fmt="d", cmap=shades, ax=axis, square=True, linewidths=0.5, linecolor="0.9",
+        xticklabels=classes, yticklabels=classes, cbar_kws={"label": "mistakes (images)"}, annot_kws={"fontsize": 9},
+    )  # fmt: skip
+    axis.set(xlabel="predicted class", ylabel="true class")
+    axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def image_grid(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    *,
+    predictions: torch.Tensor | None = None,
+    confidences: torch.Tensor | None = None,
+    columns: int = 10,
+    caption: str = "",
+) -> Chart:
+    """Images with their labels and, where given, what a network took them for.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) class numbers.
+        classes: their names.
+        predictions: (N,) class numbers; a wrong one is marked by a cross and bold type.
+        confidences: (N,) the probability given to the prediction, from 0 to 1.
+        columns: images a row.
+        caption: what the data are.
+    """
+    rows = -(-len(images) // columns)
+    title_lines = 1 if predictions is None else 2
+    figure, axes = chart(rows, columns, height=0.3 + rows * (0.72 + 0.2 * title_lines), caption=caption)
+    for axis in axes.flat:
+        axis.axis("off")
+    for number, axis in zip(range(len(images)), axes.flat, strict=False):
+        axis.imshow(images[number].permute(1, 2, 0).squeeze(-1).numpy(force=True), cmap="gray_r", vmin=0, vmax=255)
+        title = classes[labels[number]]
+        wrong = predictions is not None and predictions[number] != labels[number]
+        if predictions is not None:
+            sure = "" if confidences is None else f" {confidences[number]:.0%}"
+            title = f"is {title}\n{'✗' if wrong else '✓'} {classes[predictions[number]]}{sure}"
+        axis.set_title(title, fontsize=8, loc="center", fontweight="bold" if wrong else "normal")
+    return figure

@@ -1,0 +1,137 @@
+"""Sliders and live figures for JupyterLab."""
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import ipywidgets
+import pandas as pd
+
+from labutils import plots
+from labutils.errors import SettingError
+from labutils.experiment import Experiment
+from labutils.runs import Run, run
+from labutils.training import History
+
+REMEMBERED = 5  # earlier choices that stay in the figure
+
+
+class TrainingExplorer(ipywidgets.VBox):
+    """Choose settings, press Train, and watch the curves grow beside those of earlier choices.
+
+    Training runs in a thread of its own, so the notebook goes on working; Stop ends it after the epoch it is in.
+    Every choice goes through the store of runs: one that was trained before is drawn at once.
+
+    Args:
+        experiment: where the settings start from.
+        choices: the values each setting offers, by its name, such as {"depth": [1, 2, 5]}. Ordered numbers become
+            a slider, anything else a row of buttons.
+
+    Attributes:
+        runs: what was trained, by the label it has in the figure.
+    """
+
+    def __init__(self, experiment: Experiment, choices: Mapping[str, Sequence]):
+        if not choices:
+            raise SettingError("choices", choices, "one setting or more, with the values it offers")
+        self.experiment = experiment
+        self.runs: dict[str, Run] = {}
+        self.worker: threading.Thread | None = None
+        self.stopping = threading.Event()
+        self.controls = {name: control(name, values) for name, values in choices.items()}
+        for name, widget in self.controls.items():
+            # A setting that no net has is found here, not when Train is pressed.
+            experiment.override(**{name: widget.value})
+        self.train_button = ipywidgets.Button(description="Train", icon="play", button_style="primary")
+        self.stop_button = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
+        self.reset_button = ipywidgets.Button(description="Reset", icon="refresh")
+        self.progress = ipywidgets.IntProgress(min=0, max=experiment.training.epochs, description="Epoch")
+        self.status = ipywidgets.HTML(value="Choose, predict, and press Train.")
+        self.figure = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", width="850px"))
+        self.train_button.on_click(lambda _: self.train())
+        self.stop_button.on_click(lambda _: self.stopping.set())
+        self.reset_button.on_click(lambda _: self.reset())
+        buttons = ipywidgets.HBox([self.train_button, self.stop_button, self.reset_button])
+        super().__init__([*self.controls.values(), buttons, self.progress, self.status, self.figure])
+        self.draw({})
+
+    def choice(self) -> dict[str, object]:
+        """The settings as they are chosen now."""
+        return {name: widget.value for name, widget in self.controls.items()}
+
+    def train(self) -> None:
+        """Train the choice in the background; does nothing while another is in training."""
+        if self.worker is not None and self.worker.is_alive():
+            return
+        choice = self.choice()
+        self.stopping.clear()
+        self.train_button.disabled, self.stop_button.disabled, self.reset_button.disabled = True, False, True
+        self.worker = threading.Thread(target=self.work, args=(choice,), daemon=True)
+        self.worker.start()
+
+    def work(self, choice: Mapping[str, object]) -> None:
+        """The thread's work: train, drawing after each epoch."""
+        label = ", ".join(f"{name} {'none' if value is None else value}" for name, value in choice.items())
+        self.progress.value = 0
+        self.status.value = f"Training {label} …"
+
+        def after_epoch(history: History) -> None:
+            self.progress.value = len(history.rows)
+            self.draw({label: history.frame})
+            if self.stopping.is_set():
+                raise KeyboardInterrupt
+
+        try:
+            finished = run(self.experiment.override(**choice), progress=False, on_epoch=after_epoch)
+        except Exception as error:  # shown where the learner looks
+            self.status.value = f"<b>{type(error).__name__}</b>: {error}"
+        else:
+            self.runs.pop(label, None)
+            self.runs[label] = finished
+            self.progress.value = len(finished.history.rows)
+            stopped = ", stopped early by you" if finished.history.interrupted else ""
+            accuracy = finished.metrics.get("validation_top1", float("nan"))
+            self.status.value = (
+                f"<b>{label}</b>{stopped}: validation accuracy {accuracy:.2%} "
+                f"after {len(finished.history.rows)} epochs, {finished.metrics['parameters']:,} parameters"
+            )
+            self.draw({})
+        finally:
+            self.train_button.disabled, self.stop_button.disabled, self.reset_button.disabled = False, True, False
+
+    def reset(self) -> None:
+        """Forget the earlier choices."""
+        self.runs.clear()
+        self.progress.value = 0
+        self.status.value = "Choose, predict, and press Train."
+        self.draw({})
+
+    def draw(self, growing: Mapping[str, pd.DataFrame]) -> None:
+        """Redraw the figure: the finished choices, and one that is growing."""
+        frames = {label: finished.history.frame for label, finished in self.runs.items() if label not in growing}
+        frames = dict(list(frames.items())[-REMEMBERED:]) | growing
+        caption = ", ".join({finished.metrics["data"] for finished in self.runs.values()})
+        self.figure.value = plots.history(frames or EMPTY, caption=caption).png()
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        # Where no widget can run (a printed page, a web view of the file), the figure stands in for it.
+        return super()._repr_mimebundle_(**kwargs) | {"image/png": self.figure.value}
+
+
+EMPTY = {"": pd.DataFrame(columns=["epoch", "train_loss", "validation_loss", "train_accuracy", "validation_accuracy"])}
+
+
+def control(name: str, values: Sequence) -> ipywidgets.Widget:
+    """A labelled slider for numbers, buttons for anything else; starts in the middle."""
+    if not values:
+        raise SettingError(f"choices.{name}", values, "one value or more")
+    label = name.replace("_", " ")
+    style = {"description_width": "9em"}
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        middle = values[len(values) // 2]
+        return ipywidgets.SelectionSlider(
+            options=list(values), value=middle, description=label, style=style, layout=ipywidgets.Layout(width="30em")
+        )
+    options = [("none" if value is None else str(value), value) for value in values]
+    return ipywidgets.ToggleButtons(
+        options=options, value=values[0], description=label, style={**style, "button_width": "7em"}
+    )

@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+import labutils as lab
+
+
+@pytest.fixture(scope="session")
+def digits() -> lab.ImageData:
+    return lab.load_data("mnist", source="builtin", device="cpu")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """An empty run store."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("LABUTILS_RUNS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def one_thread():
+    """A single thread, so that sums are taken in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def experiment() -> lab.Experiment:
+    return lab.Experiment.load("mlp_mnist", profile="smoke", depth=2, width=16, epochs=2)

@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import labutils as lab
+from labutils import archives
+from labutils.data import batches, crop_and_flip, data_root, stratified_order
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"),
+    [("mnist", (1, 28, 28), 10), ("cifar10", (3, 32, 32), 10), ("cifar100", (3, 32, 32), 100)],
+)
+def test_stand_ins_have_the_layout_of_the_real_sets(name, shape, classes):
+    data = lab.load_data(name, source="builtin", device="cpu")
+    for split in (data.train, data.validation, data.test):
+        assert split.images.dtype == torch.uint8
+        assert split.labels.dtype == torch.int64
+        assert split.images.shape == (len(split), *shape)
+        assert split.labels.unique().tolist() == list(range(classes))
+    assert len(data.classes) == classes
+    assert data.source == "builtin"
+    assert "standing in" in data.title
+
+
+def test_stand_ins_are_the_same_each_time():
+    first, second = (lab.load_data("cifar10", source="builtin", device="cpu") for _ in range(2))
+    assert torch.equal(first.train.images, second.train.images)
+
+
+def test_the_split_depends_on_its_own_seed_alone():
+    first = lab.load_data("mnist", source="builtin", seed=0)
+    torch.manual_seed(99)
+    again = lab.load_data("mnist", source="builtin", seed=0)
+    other = lab.load_data("mnist", source="builtin", seed=1)
+    assert torch.equal(first.validation.images, again.validation.images)
+    assert not torch.equal(first.validation.images, other.validation.images)
+
+
+def test_validation_images_are_not_trained_on(digits):
+    both = torch.cat([digits.train.images, digits.validation.images]).flatten(1)
+    whole = lab.load_data("mnist", source="builtin", validation=0)
+    assert whole.validation is None
+    assert sorted(map(bytes, both.numpy())) == sorted(map(bytes, whole.train.images.flatten(1).numpy()))
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**16),
+)
+def test_every_beginning_of_the_order_is_stratified(counts, share, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    order = stratified_order(labels, seed)
+    assert sorted(order) == list(range(len(labels)))
+    chosen = round(share * len(labels))
+    found = np.bincount(labels[order[:chosen]], minlength=len(counts))
+    assert np.all(np.abs(found - np.array(counts) * chosen / len(labels)) <= 1 + 1e-9)
+
+
+def test_limit_caps_every_split_and_is_nested():
+    small = lab.load_data("mnist", source="builtin", limit=100)
+    assert len(small.train) + len(small.validation) == 100
+    assert len(small.test) == 100
+    smaller = lab.load_data("mnist", source="builtin", limit=50, validation=0)
+    larger = {bytes(image.numpy()) for image in torch.cat([small.train.images, small.validation.images])}
+    assert all(bytes(image.numpy()) in larger for image in smaller.train.images)
+
+
+def test_batches_cover_the_split_once_and_are_normalised(digits):
+    generator = torch.Generator().manual_seed(0)
+    images, labels = map(torch.cat, zip(*batches(digits.train, digits, 100, generator=generator), strict=True))
+    assert images.dtype == torch.float32
+    assert torch.equal(labels.bincount(), digits.train.labels.bincount())
+    assert not torch.equal(labels, digits.train.labels)
+    assert images.mean().abs() < 1e-4
+    assert (images.std() - 1).abs() < 1e-3
+    again = torch.cat([labels for _, labels in batches(digits.train, digits, 100)])
+    assert torch.equal(again, digits.train.labels)
+
+
+@given(size=st.integers(1, 400))
+def test_batches_are_full_but_for_the_last(digits, size):
+    sizes = [len(labels) for _, labels in batches(digits.test, digits, size)]
+    assert sum(sizes) == len(digits.test)
+    assert set(sizes[:-1]) <= {size}
+
+
+def test_a_colour_channel_is_normalised_by_its_own_statistics():
+    data = lab.load_data("cifar10", source="builtin", device="cpu")
+    images = data.normalise(data.train.images)
+    expected = (data.train.images.double() - data.mean.view(-1, 1, 1)) / data.std.view(-1, 1, 1)
+    assert torch.allclose(images.double(), expected, atol=1e-5)
+    assert images.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+
+
+def test_crops_are_shifted_flipped_reflections_of_their_image():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(1)
+    indices = torch.arange(6).repeat(40)
+    cropped = crop_and_flip(images, indices, generator)
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)), mode="reflect")
+    seen = set()
+    for number, crop in zip(indices.tolist(), cropped.numpy(), strict=True):
+        found = [
+            (y, x, flipped)
+            for y in range(9)
+            for x in range(9)
+            for flipped in (False, True)
+            if np.array_equal(padded[number, :, y : y + 12, x : x + 12][:, :, :: -1 if flipped else 1], crop)
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len({y for y, _, _ in seen}) == 9
+    assert len({x for _, x, _ in seen}) == 9
+    assert {flipped for _, _, flipped in seen} == {False, True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"name": "minst"}, ["name", "minst", "mnist"]),
+        ({"source": "web"}, ["source", "web", "builtin"]),
+        ({"validation": 1.0}, ["validation", "1.0", "below 1"]),
+        ({"validation": -0.1}, ["validation", "-0.1", "from 0"]),
+        ({"seed": -1}, ["seed", "-1", "from 0"]),
+        ({"limit": 3}, ["limit", "3", "from 10"]),
+        ({"limit": 1.5}, ["limit", "1.5", "whole number"]),
+        ({"device": "abacus"}, ["device", "abacus", "cpu"]),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words[0]) as caught:
+        lab.load_data(**{"name": "mnist", "source": "builtin"} | arguments)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_absent_is_named():
+    with pytest.raises(lab.SettingError, match="device: 'cuda'"):
+        lab.load_data("mnist", source="builtin", device="cuda")
+
+
+def test_unreachable_data_are_stood_in_for_loudly(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "addresses", lambda name: ["http://localhost:9/"])
+    with pytest.warns(lab.StandInWarning, match="MNIST COULD NOT BE REACHED") as caught:
+        data = lab.load_data("mnist", root=tmp_path)
+    assert data.source == "builtin"
+    assert str(tmp_path) in str(caught[0].message)
+    assert not list(tmp_path.glob("*.npz"))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_data_root_is_argument_then_environment_then_checkout(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABUTILS_DATA", "/somewhere")
+    assert data_root(tmp_path) == tmp_path
+    assert str(data_root()) == "/somewhere"
+    monkeypatch.delenv("LABUTILS_DATA")
+    assert (data_root().parent / "pyproject.toml").is_file()

@@ -1,0 +1,62 @@
+import pandas as pd
+import pytest
+import torch
+
+from labutils.exercises import check_choice_of_model, check_floor, check_parameters
+
+RESULTS = pd.DataFrame(
+    [
+        {"depth": depth, "width": width, "parameters": parameters, "validation_top1": accuracy + spread}
+        for depth, width, parameters, accuracy in ((1, 8, 100, 0.90), (2, 8, 150, 0.96), (1, 32, 400, 0.97))
+        for spread in (-0.02, 0.0, 0.02)
+    ]
+)
+
+
+def right_parameters(depth, width):
+    return 784 * width + width + (depth - 1) * (width * width + width) + 10 * width + 10
+
+
+def fails(*arguments):
+    raise TypeError("no idea")
+
+
+def test_parameters():
+    assert check_parameters(right_parameters)
+    for wrong in (
+        None,
+        lambda depth, width: depth * width,
+        lambda depth, width: right_parameters(depth, width) - 10,  # the head's biases forgotten
+        lambda depth, width: right_parameters(depth + 1, width),  # one hidden layer too many
+        fails,
+    ):
+        assert not check_parameters(wrong)
+
+
+def test_floor():
+    assert check_floor(lambda labels: labels.bincount().max().item() / len(labels))
+    for wrong in (None, lambda labels: 1 / len(labels.unique()), lambda labels: 0.1135, lambda labels: "high", fails):
+        assert not check_floor(wrong)
+    assert check_floor(lambda labels: (labels == labels.mode()[0]).double().mean())
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "word"),
+    [
+        ((2, 8), True, "150"),
+        (None, False, "no answer"),
+        ((1, 32), False, "fewer than 400"),  # meets the target, but is not the smallest
+        ((1, 8), False, "below 95.0%"),
+        ((7, 7), False, "the results hold"),
+        ("deep", False, "the results hold"),
+    ],
+)
+def test_choice_of_model(answer, right, word):
+    verdict = check_choice_of_model(answer, RESULTS, target=0.95)
+    assert bool(verdict) is right
+    assert word in repr(verdict)
+
+
+def test_a_verdict_says_what_stopped_a_function():
+    assert "TypeError: no idea" in repr(check_floor(fails))
+    assert isinstance(check_parameters(lambda depth, width: torch.nan).message, str)

@@ -1,0 +1,72 @@
+"""What the set-up files say must agree, and importing the package must stay cheap."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DEPENDENCIES = [
+    *PROJECT["dependencies"],
+    *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
+]
+CONDA_NAMES = {"torch": "pytorch", "ray": "ray-default"}
+# What extras of ours bring in is listed by name for conda, which knows no extras.
+OF_EXTRAS = {"docstring-parser": "jsonargparse", "typeshed-client": "jsonargparse"}
+
+
+def normalised(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_conda_gets_the_same_set():
+    wanted = map(Requirement, DEPENDENCIES)
+    expected = {normalised(CONDA_NAMES.get(r.name, r.name)): str(r.specifier) for r in wanted}
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    listed = [Requirement(line) for line in environment if isinstance(line, str) and line != "pip"]
+    found = {normalised(r.name): str(r.specifier) for r in listed if normalised(r.name) not in OF_EXTRAS}
+    assert found.pop("python") == PROJECT["requires-python"]
+    assert found == expected
+    assert {"pip": ["--editable ."]} in environment
+    assert {normalised(r.name) for r in listed} >= set(OF_EXTRAS)
+
+
+def test_the_lock_holds_every_dependency_with_hashes_and_no_host():
+    lock = (ROOT / "requirements.lock").read_text()
+    pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", lock, flags=re.MULTILINE))
+    pins = {normalised(name): version for name, version in pins.items()}
+    for line in DEPENDENCIES:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(pins[normalised(requirement.name)]), line
+    entries = re.split(r"\n(?=\S)", lock.split("\n", 2)[2])
+    assert all("--hash=sha256:" in entry for entry in entries if "==" in entry)
+    assert "://" not in lock
+    assert "index-url" not in lock
+
+
+def test_heavy_libraries_wait_until_they_are_used():
+    heavy = ["torchvision", "sklearn", "wandb", "seaborn", "matplotlib", "ray", "ipywidgets", "jsonargparse"]
+    code = f"import sys, labutils; print([name for name in {heavy} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
+def test_no_module_imports_one_above_it():
+    layers = [
+        ["errors"], ["standins", "archives"], ["data"], ["models"], ["training"], ["probes", "tracking"],
+        ["experiment"], ["runs"], ["plots", "exercises"], ["teaching"], ["widgets", "doctor", "course"], ["cli"],
+    ]  # fmt: skip
+    rank = {name: level for level, names in enumerate(layers) for name in names}
+    modules = {path.stem for path in (ROOT / "labutils").glob("*.py")} - {"__init__", "__main__"}
+    assert modules == set(rank)
+    for module in modules:
+        source = (ROOT / "labutils" / f"{module}.py").read_text()
+        imported = set(re.findall(r"from labutils\.(\w+) import", source))
+        for names in re.findall(r"from labutils import ([\w, ]+)", source):
+            imported |= set(names.split(", "))
+        assert all(rank[name] < rank[module] for name in imported), (module, imported)

@@ -1,0 +1,127 @@
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+import labutils as lab
+from labutils import plots
+
+FRAME = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3],
+        "train_loss": [2.0, 1.0, 0.5],
+        "validation_loss": [1.9, 1.1, 0.8],
+        "train_accuracy": [0.3, 0.6, 0.9],
+        "validation_accuracy": [0.35, 0.55, 0.8],
+    }
+)
+
+
+@pytest.fixture
+def results():
+    rows = [
+        {
+            "depth": depth,
+            "width": width,
+            "normalization": norm,
+            "seed": seed,
+            "test_top1": 0.9 + seed / 100 - depth / 50,
+        }
+        for depth in (1, 4)
+        for width in (8, 16)
+        for norm in ("none", "batch")
+        for seed in (0, 1, 2)
+    ]
+    origin = {"data": "some digits", "source": "builtin", "epochs": 3, "processor": "an abacus", "torch": "2.0"}
+    return pd.DataFrame(rows).assign(**origin)
+
+
+def text_of(figure):
+    return [text.get_text() for text in figure.findobj(match=lambda artist: hasattr(artist, "get_text"))]
+
+
+def check_drawn(figure):
+    picture = Image.open(io.BytesIO(figure.png()))
+    assert 1_000 < picture.width < 1_400
+    assert np.asarray(picture.convert("L")).std() > 5
+    for axes in figure.axes:
+        if axes.axison and axes.get_visible() and axes.lines + list(axes.collections):
+            assert axes.get_xlabel() or axes.get_ylabel()
+
+
+def test_history_draws_what_the_frame_holds():
+    figure = plots.history(FRAME, caption="some digits")
+    check_drawn(figure)
+    loss, accuracy = figure.axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in accuracy.lines}
+    assert drawn == {"validation": [0.35, 0.55, 0.8], "training": [0.3, 0.6, 0.9]}
+    assert list(loss.lines[0].get_ydata()) == [1.9, 1.1, 0.8]
+    assert "some digits" in text_of(figure)
+    assert "(nats)" in loss.get_ylabel()
+    assert "%" in accuracy.get_ylabel()
+
+
+def test_the_newest_of_many_histories_stands_out():
+    figure = plots.history({f"choice {number}": FRAME for number in range(8)})
+    colours = {line.get_label(): line.get_color() for line in figure.axes[1].lines}
+    assert colours["choice 7, validation"] == plots.PLAIN
+    assert colours["choice 0, validation"] == plots.FAINT
+    with pytest.raises(lab.SettingError, match="histories"):
+        plots.history({})
+
+
+def test_heatmap_shows_mean_and_spread_over_seeds(results):
+    panels = {"Plain": {"normalization": "none"}, "Batch": {"normalization": "batch"}}
+    figure = plots.depth_width_heatmap(results, panels=panels)
+    check_drawn(figure)
+    text = text_of(figure)
+    assert text.count("89.0\n± 1.0") == 4  # depth 1: two widths in two panels
+    assert text.count("83.0\n± 1.0") == 4
+    assert any("some digits (builtin); n = 3 seeds; 3 epochs; an abacus; torch 2.0" in line for line in text)
+
+
+def test_accuracy_by_depth_draws_means_and_bands(results):
+    lines = {"width 8": {"width": 8, "normalization": "none"}, "width 16": {"width": 16, "normalization": "none"}}
+    figure = plots.accuracy_by_depth(results, lines, metric="test_top1")
+    check_drawn(figure)
+    (axis,) = figure.axes
+    assert len(axis.collections) == 2
+    for line in axis.lines:
+        assert list(line.get_ydata()) == pytest.approx([0.89, 0.83])
+
+
+def test_confusion_matrix_counts(digits):
+    labels = torch.tensor([0, 0, 1, 2, 2, 2])
+    predictions = torch.tensor([0, 1, 1, 2, 0, 0])
+    figure = plots.confusion_matrix(labels, predictions, ["a", "b", "c"])
+    check_drawn(figure)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "1", "0", "0", "1", "0", "2", "0", "1"]
+    assert figure.axes[0].get_ylabel() == "true class"
+
+
+def test_image_grid_marks_what_is_wrong(digits):
+    images, labels = digits.test.images[:3], digits.test.labels[:3]
+    predictions = labels.clone()
+    predictions[1] = (labels[1] + 1) % 10
+    figure = plots.image_grid(
+        images, labels, digits.classes, predictions=predictions, confidences=torch.tensor([1.0, 0.5, 0.9])
+    )
+    check_drawn(figure)
+    titles = [axes.get_title() for axes in figure.axes[:3]]
+    assert ["✗" in title for title in titles] == [False, True, False]
+    assert "50%" in titles[1]
+
+
+def test_the_palette_is_told_apart_without_colour():
+    light = [np.dot(to_rgb(colour), [0.299, 0.587, 0.114]) for colour in (plots.PLAIN, plots.RESIDUAL)]
+    assert abs(light[0] - light[1]) > 0.08
+
+
+def test_a_chart_shows_itself_at_its_logical_width():
+    bundle, metadata = plots.history(FRAME)._repr_mimebundle_()
+    assert bundle["image/png"].startswith(b"\x89PNG")
+    assert metadata["image/png"]["width"] == 850

@@ -1,0 +1,101 @@
+"""The explorer without a browser: pressed from Python, waited for, looked at."""
+
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import labutils as lab
+from labutils.widgets import TrainingExplorer
+
+
+@pytest.fixture
+def explorer(store, experiment):
+    explorer = TrainingExplorer(experiment, {"depth": [1, 2, 3], "width": [8, 16], "normalization": [None, "batch"]})
+    yield explorer
+    if explorer.worker:
+        explorer.worker.join(60)
+
+
+def press(explorer):
+    explorer.train_button.click()
+    explorer.worker.join(60)
+    assert not explorer.worker.is_alive()
+
+
+def picture(explorer):
+    return np.asarray(Image.open(io.BytesIO(explorer.figure.value)).convert("L"))
+
+
+def test_train_runs_the_choice_and_draws_it(explorer):
+    empty = picture(explorer)
+    explorer.controls["depth"].value = 3
+    explorer.controls["normalization"].value = "batch"
+    press(explorer)
+    ((label, finished),) = explorer.runs.items()
+    assert label == "depth 3, width 16, normalization batch"
+    assert finished.experiment.model["depth"] == 3
+    assert finished.experiment.model["normalization"] == "batch"
+    assert f"{finished.metrics['validation_top1']:.2%}" in explorer.status.value
+    assert explorer.progress.value == 2
+    assert not np.array_equal(picture(explorer), empty)
+    assert (explorer.train_button.disabled, explorer.stop_button.disabled) == (False, True)
+
+
+def test_earlier_choices_stay_until_reset(explorer):
+    for depth in (1, 2):
+        explorer.controls["depth"].value = depth
+        press(explorer)
+    assert len(explorer.runs) == 2
+    explorer.reset_button.click()
+    assert not explorer.runs
+    assert explorer.progress.value == 0
+
+
+def test_pressing_train_twice_starts_one_run(explorer):
+    explorer.train_button.click()
+    first = explorer.worker
+    explorer.train()
+    assert explorer.worker is first
+
+
+def test_stop_keeps_what_was_learnt(store, experiment):
+    explorer = TrainingExplorer(experiment.override(epochs=500), {"depth": [4]})
+    explorer.train_button.click()
+    while explorer.progress.value < 1:
+        time.sleep(0.01)
+    explorer.stop_button.click()
+    explorer.worker.join(20)
+    (finished,) = explorer.runs.values()
+    assert finished.history.interrupted
+    assert 1 <= len(finished.history.frame) < 500
+    assert "stopped early by you" in explorer.status.value
+
+
+def test_an_error_shows_in_the_widget(explorer, monkeypatch):
+    explorer.experiment = explorer.experiment.override(lr=1e30, optimizer="sgd")
+    press(explorer)
+    assert "Diverged" in explorer.status.value
+    assert not explorer.train_button.disabled
+
+
+def test_a_page_without_widgets_gets_the_picture(explorer):
+    bundle = explorer._repr_mimebundle_()
+    assert bundle["image/png"] == explorer.figure.value
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({}, "choices"),
+        ({"dpeth": [1]}, "did you mean model.depth"),
+        ({"depth": []}, "choices.depth"),
+        ({"depth": [0]}, "depth"),
+    ],
+)
+def test_wrong_choices_are_named(experiment, choices, words):
+    with pytest.raises(lab.SettingError, match=words):
+        TrainingExplorer(experiment, choices)
