@@ -28,9 +28,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail("NBVAL_CHECK_OUTPUT without a stored output: execute the notebook and save it", pytrace=False)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def fail_fast_when_a_kernel_dies() -> None:
-    """nbval waits out the whole cell time-out for a kernel that died; look every second whether it lives."""
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Fail fast when a kernel dies: nbval waits out the cell's time-out, so look every second whether it lives."""
     from nbval.kernel import RunningKernel
 
     wait = RunningKernel.get_message

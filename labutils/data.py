@@ -21,8 +21,8 @@ NAMES = tuple(archives.CLASSES)
 SOURCES = ("auto", "builtin", "download", "archive")
 AUGMENTATIONS = (None, "basic")
 CROP_MARGIN = 4
-# Pixels prepared at once: several small batches share the cost of each tensor operation, and still fit the cache.
-CHUNK = 1 << 19
+# Pixels prepared at once: small batches share the cost of each tensor operation, and of waking its threads.
+CHUNK = 1 << 21
 
 
 class StandInWarning(UserWarning):

@@ -5,8 +5,10 @@ apart with any colour vision. Accuracies come in as fractions and are drawn as p
 itself what its data are.
 """
 
+import base64
+import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -16,8 +18,6 @@ import torch
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-from labutils.errors import SettingError
 
 PLAIN, RESIDUAL = "#D55E00", "#0072B2"
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # where neither plain nor residual is meant
@@ -48,19 +48,29 @@ class Chart(Figure):
 
     def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
         width = round(self.get_figwidth() * 100)
-        bundle = {"image/png": self.png(), "text/plain": f"<Chart, {width} px wide>"}
+        bundle = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": f"<Chart, {width} px wide>"}
         return bundle, {"image/png": {"width": width}}
+
+
+def styled(draw: Callable[..., Chart]) -> Callable[..., Chart]:
+    """Draw in the course's style, and leave matplotlib's own settings as they were."""
+
+    @functools.wraps(draw)
+    def in_style(*arguments: object, **options: object) -> Chart:
+        with matplotlib.rc_context(STYLE):
+            return draw(*arguments, **options)
+
+    return in_style
 
 
 def chart(
     rows: int = 1, columns: int = 1, *, height: float, caption: str = "", **options: object
 ) -> tuple[Chart, np.ndarray]:
     """An empty chart of the course's width and its axes, (rows, columns); height in inches."""
-    with matplotlib.rc_context(STYLE):
-        figure = Chart(figsize=(WIDTH_IN, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **options)
-        if caption:
-            figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35")
+    figure = Chart(figsize=(WIDTH_IN, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    if caption:
+        figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35")
     return figure, axes
 
 
@@ -77,36 +87,45 @@ def origin(results: pd.DataFrame) -> str:
     )
 
 
+@styled
 def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: str = "") -> Chart:
     """Loss and accuracy over the epochs: validation solid, training dashed.
 
     Args:
-        histories: a history's frame, or several by name. Beyond the palette's five the oldest are drawn faint.
+        histories: a history's frame, or several by name, the newest last. Beyond the palette's five the oldest are
+            drawn faint. An empty mapping gives empty axes.
         caption: what the data are.
     """
     if isinstance(histories, pd.DataFrame):
         histories = {"": histories}
-    if not histories:
-        raise SettingError("histories", histories, "one history or more")
-    figure, ((left, right),) = chart(1, 2, height=3.4, caption=caption)
+    named = [name for name in histories if name]
+    figure, ((left, right),) = chart(1, 2, height=3.4 + 0.2 * len(named), caption=caption)
     newest_first = [PLAIN, *OTHERS]
     for age, (name, frame) in enumerate(reversed(histories.items())):
         colour = newest_first[age] if age < len(newest_first) else FAINT
-        for axes, figure_name in ((left, "loss"), (right, "accuracy")):
-            marker = "o" if len(frame) == 1 else None
-            label = f"{name}, validation".removeprefix(", ")
-            axes.plot(frame["epoch"], frame[f"validation_{figure_name}"], color=colour, marker=marker, label=label)
-            label = f"{name}, training".removeprefix(", ")
-            axes.plot(frame["epoch"], frame[f"train_{figure_name}"], "--", color=colour, marker=marker, label=label)
+        marker = "o" if len(frame) == 1 else None
+        for axes, measured in ((left, "loss"), (right, "accuracy")):
+            solid, dashed = frame[f"validation_{measured}"], frame[f"train_{measured}"]
+            axes.plot(frame["epoch"], solid, color=colour, marker=marker, label=name or "validation")
+            axes.plot(frame["epoch"], dashed, "--", color=colour, marker=marker, label="" if name else "training")
     left.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
     right.set(title="Accuracy", xlabel="epoch", ylabel="correct (%)")
     right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.legend(fontsize=8)
+    if named:
+        figure.legend(handles=right.lines[::2], loc="outside upper left", title="solid: validation, dashed: training",
+                      alignment="left", fontsize=9, title_fontsize=9)  # fmt: skip
+    elif histories:
+        right.legend()
+    else:
+        for axes in (left, right):
+            axes.set(xlim=(0, 10), xticks=[], yticks=[])
+            axes.text(0.5, 0.5, "nothing trained so far", ha="center", color=FAINT, transform=axes.transAxes)
     return figure
 
 
+@styled
 def depth_width_heatmap(
     results: pd.DataFrame, *, metric: str = "test_top1", panels: Mapping[str, Mapping[str, object]] | None = None
 ) -> Chart:
@@ -127,7 +146,7 @@ def depth_width_heatmap(
             runs = runs[runs[column] == value]
         cells = runs.pivot_table(index="depth", columns="width", values=metric, aggfunc=["mean", "std"]) * 100
         mean, spread = cells["mean"], cells["std"].fillna(0)
-        text = mean.map("{:.1f}".format) + "\n± " + spread.map("{:.1f}".format)
+        text = mean.map("{:.2f}".format) + "\n± " + spread.map("{:.2f}".format)
         sns.heatmap(
             mean, vmin=10, vmax=100, annot=text, fmt="", cmap=ACCURACY_COLOURS, cbar=axis in axes[:, -1], ax=axis,
             annot_kws={"fontsize": 8.5}, cbar_kws={"label": "correct (%)"}, linewidths=1,
@@ -135,9 +154,11 @@ def depth_width_heatmap(
         axis.set(xlabel="width (units a layer)", ylabel="depth (hidden layers)")
         axis.set_title(title, loc="left", fontsize=11)
         axis.tick_params(axis="y", rotation=0)
+        axis.grid(visible=False)
     return figure
 
 
+@styled
 def accuracy_by_depth(results: pd.DataFrame, lines: Mapping[str, Mapping[str, object]], *, metric: str) -> Chart:
     """Mean accuracy against depth, with a band of one standard deviation over seeds.
 
@@ -148,7 +169,7 @@ def accuracy_by_depth(results: pd.DataFrame, lines: Mapping[str, Mapping[str, ob
     """
     figure, ((axis,),) = chart(height=3.8, caption=origin(results))
     dashes, markers = ("-", "--", ":", "-."), "osD^"
-    colours = sns.light_palette(PLAIN, n_colors=len(lines) + 2)[2:]
+    colours = sns.blend_palette([PLAIN, "#3A1700"], n_colors=len(lines))
     for number, (label, chosen) in enumerate(lines.items()):
         runs = results
         for column, value in chosen.items():
@@ -168,6 +189,7 @@ def accuracy_by_depth(results: pd.DataFrame, lines: Mapping[str, Mapping[str, ob
     return figure
 
 
+@styled
 def confusion_matrix(
     labels: torch.Tensor, predictions: torch.Tensor, classes: Sequence[str], *, caption: str = ""
 ) -> Chart:
@@ -189,9 +211,11 @@ def confusion_matrix(
     )  # fmt: skip
     axis.set(xlabel="predicted class", ylabel="true class")
     axis.tick_params(axis="y", rotation=0)
+    axis.grid(visible=False)
     return figure
 
 
+@styled
 def image_grid(
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -215,7 +239,7 @@ def image_grid(
     """
     rows = -(-len(images) // columns)
     title_lines = 1 if predictions is None else 2
-    figure, axes = chart(rows, columns, height=0.3 + rows * (0.72 + 0.2 * title_lines), caption=caption)
+    figure, axes = chart(rows, columns, height=0.4 + rows * (0.75 + 0.22 * title_lines), caption=caption)
     for axis in axes.flat:
         axis.axis("off")
     for number, axis in zip(range(len(images)), axes.flat, strict=False):
@@ -223,7 +247,7 @@ def image_grid(
         title = classes[labels[number]]
         wrong = predictions is not None and predictions[number] != labels[number]
         if predictions is not None:
-            sure = "" if confidences is None else f" {confidences[number]:.0%}"
+            sure = "" if confidences is None else f" {confidences[number]:.1%}"
             title = f"is {title}\n{'✗' if wrong else '✓'} {classes[predictions[number]]}{sure}"
         axis.set_title(title, fontsize=8, loc="center", fontweight="bold" if wrong else "normal")
     return figure

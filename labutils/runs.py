@@ -28,7 +28,7 @@ from labutils.experiment import Experiment
 from labutils.models import build_model, parameter_count
 from labutils.probes import gradient_norms
 from labutils.tracking import Mirror
-from labutils.training import History, evaluate, fit
+from labutils.training import History, evaluate, fit, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -282,14 +282,14 @@ def sweep(experiments: Sequence[Experiment], *, jobs: int | None = None, progres
 
     Returns:
         A row a run, in the order of the experiments: its name in the store, the settings of its model and training
-        by their bare names ("none" for None), its metrics. A run that failed has its message in the column `error`.
+        by their bare names ("none" for None), its best epoch's train_loss and train_accuracy, its metrics. A
+        run that failed has its message in the column `error`.
 
     Raises:
         SettingError: no experiments, or jobs below 1.
     """
     import joblib
     import pandas as pd
-    from tqdm.auto import tqdm
 
     if not experiments:
         raise SettingError("experiments", experiments, "one experiment or more")
@@ -303,8 +303,12 @@ def sweep(experiments: Sequence[Experiment], *, jobs: int | None = None, progres
         rows = joblib.Parallel(return_as="generator_unordered")(
             joblib.delayed(run_for_sweep)(number, experiment) for number, experiment in enumerate(experiments)
         )
-        bar = tqdm(rows, total=len(experiments), unit="run", leave=False, disable=None if progress else True)
-        return pd.DataFrame([row for _, row in sorted(bar, key=lambda numbered: numbered[0])])
+        done = {}
+        with progress_bar(len(experiments), unit="run", visible=progress) as bar:
+            for number, row in rows:
+                done[number] = row
+                bar.update()
+    return pd.DataFrame([done[number] for number in range(len(experiments))])
 
 
 def run_for_sweep(number: int, experiment: Experiment) -> tuple[int, dict]:
@@ -314,7 +318,8 @@ def run_for_sweep(number: int, experiment: Experiment) -> tuple[int, dict]:
         finished = run(experiment, progress=False)
     except Exception as error:  # reported in the sweep's table; the other runs go on
         return number, settings_row(experiment) | {"error": f"{type(error).__name__}: {error}"}
-    return number, {"run": finished.path.name} | settings_row(experiment) | finished.metrics
+    trained = {name: finished.history.best[name] for name in ("train_loss", "train_accuracy")}
+    return number, {"run": finished.path.name} | settings_row(experiment) | trained | finished.metrics
 
 
 def settings_row(experiment: Experiment) -> dict:

@@ -5,6 +5,9 @@ shapes: the 10 classes are 10 shapes, each filled with a random pattern; the 100
 shapes and 10 patterns, so that what a network learns of shapes from the first helps it with the second.
 """
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 SHAPES = ("disc", "square", "triangle", "cross", "ring", "frame", "bar", "half-disc", "chevron", "star")
@@ -56,14 +59,15 @@ def stand_in(name: str) -> dict[str, np.ndarray]:
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """1,797 handwritten digits, (N, 28, 28): 8x8 scans enlarged to 20x20 and centred, as MNIST's digits are."""
     import torch
-    from sklearn.datasets import load_digits
 
-    small = load_digits()
-    order = np.random.default_rng(0).permutation(len(small.target))
-    scans = torch.from_numpy(small.images[order] * (255 / 16))[:, None]
+    # What sklearn.datasets.load_digits reads, without the seconds that importing scikit-learn takes.
+    package = Path(importlib.util.find_spec("sklearn").origin).parent
+    rows = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    rows = rows[np.random.default_rng(0).permutation(len(rows))]
+    scans = torch.from_numpy(rows[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16))
     enlarged = torch.nn.functional.interpolate(scans, size=(20, 20), mode="bilinear")
     images = torch.nn.functional.pad(enlarged, (4, 4, 4, 4))[:, 0]
-    return images.round().to(torch.uint8).numpy(), small.target[order].astype(np.uint8)
+    return images.round().to(torch.uint8).numpy(), rows[:, -1].astype(np.uint8)
 
 
 def shapes() -> tuple[np.ndarray, np.ndarray]:

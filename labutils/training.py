@@ -5,6 +5,7 @@ backward passes and steps on tensors that are already there; `make bench` measur
 """
 
 import copy
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -131,19 +132,23 @@ class History:
 
     @property
     def best_epoch(self) -> int:
+        return self.best["epoch"] if self.rows else 0
+
+    @property
+    def best(self) -> dict:
+        """The best epoch's row; there is none before the first epoch has ended."""
         ranked = [row for row in self.rows if row["validation_accuracy"] == row["validation_accuracy"]]
         if not ranked:
-            return len(self.rows)
-        return max(ranked, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"]
+            return self.rows[-1]
+        return max(ranked, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
 
     def __repr__(self) -> str:
         ending = " (interrupted)" if self.interrupted else " (stopped early)" if self.stopped_early else ""
         if not self.rows:
             return f"History(no epoch{ending})"
-        best = self.rows[self.best_epoch - 1]
         return (
             f"History({len(self.rows)} epochs{ending}; best epoch {self.best_epoch}: training accuracy "
-            f"{best['train_accuracy']:.2%}, validation accuracy {best['validation_accuracy']:.2%})"
+            f"{self.best['train_accuracy']:.2%}, validation accuracy {self.best['validation_accuracy']:.2%})"
         )
 
 
@@ -186,7 +191,9 @@ def fit(
     scheduler = make_scheduler(optimizer, training, steps)
     history, best = History(), copy.deepcopy(model.state_dict())
 
-    with seeded(training.seed, data.device), progress_bar(training.epochs * steps, progress) as bar:
+    bar = progress_bar(training.epochs * steps, unit="step", visible=progress)
+
+    with bar, seeded(training.seed, data.device):
         try:
             for epoch in range(1, training.epochs + 1):
                 start = time.perf_counter()
@@ -358,8 +365,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def progress_bar(steps: int, visible: bool) -> "tqdm":
-    """A bar of so many training steps; $TQDM_DISABLE hides it too."""
+def progress_bar(total: int, *, unit: str, visible: bool) -> "tqdm":
+    """A bar of so many units of work; $TQDM_DISABLE hides it, also in notebooks, where tqdm itself does not heed it."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=steps, unit="step", leave=False, disable=None if visible else True)
+    return tqdm(total=total, unit=unit, leave=False, disable=not visible or bool(os.environ.get("TQDM_DISABLE")))

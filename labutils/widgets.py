@@ -1,7 +1,9 @@
 """Sliders and live figures for JupyterLab."""
 
+import base64
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import ipywidgets
 import pandas as pd
@@ -25,12 +27,13 @@ class TrainingExplorer(ipywidgets.VBox):
         experiment: where the settings start from.
         choices: the values each setting offers, by its name, such as {"depth": [1, 2, 5]}. Ordered numbers become
             a slider, anything else a row of buttons.
+        earlier: finished runs to compare with from the start.
 
     Attributes:
         runs: what was trained, by the label it has in the figure.
     """
 
-    def __init__(self, experiment: Experiment, choices: Mapping[str, Sequence]):
+    def __init__(self, experiment: Experiment, choices: Mapping[str, Sequence], *, earlier: Sequence[Run] = ()):
         if not choices:
             raise SettingError("choices", choices, "one setting or more, with the values it offers")
         self.experiment = experiment
@@ -51,6 +54,9 @@ class TrainingExplorer(ipywidgets.VBox):
         self.stop_button.on_click(lambda _: self.stopping.set())
         self.reset_button.on_click(lambda _: self.reset())
         buttons = ipywidgets.HBox([self.train_button, self.stop_button, self.reset_button])
+        for finished in earlier:
+            settings = finished.experiment.model | asdict(finished.experiment.training)
+            self.runs[describe({name: settings[name] for name in choices})] = finished
         super().__init__([*self.controls.values(), buttons, self.progress, self.status, self.figure])
         self.draw({})
 
@@ -70,7 +76,7 @@ class TrainingExplorer(ipywidgets.VBox):
 
     def work(self, choice: Mapping[str, object]) -> None:
         """The thread's work: train, drawing after each epoch."""
-        label = ", ".join(f"{name} {'none' if value is None else value}" for name, value in choice.items())
+        label = describe(choice)
         self.progress.value = 0
         self.status.value = f"Training {label} …"
 
@@ -110,14 +116,17 @@ class TrainingExplorer(ipywidgets.VBox):
         frames = {label: finished.history.frame for label, finished in self.runs.items() if label not in growing}
         frames = dict(list(frames.items())[-REMEMBERED:]) | growing
         caption = ", ".join({finished.metrics["data"] for finished in self.runs.values()})
-        self.figure.value = plots.history(frames or EMPTY, caption=caption).png()
+        self.figure.value = plots.history(frames, caption=caption).png()
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         # Where no widget can run (a printed page, a web view of the file), the figure stands in for it.
-        return super()._repr_mimebundle_(**kwargs) | {"image/png": self.figure.value}
+        picture = base64.b64encode(self.figure.value).decode()
+        return super()._repr_mimebundle_(**kwargs) | {"image/png": picture}
 
 
-EMPTY = {"": pd.DataFrame(columns=["epoch", "train_loss", "validation_loss", "train_accuracy", "validation_accuracy"])}
+def describe(choice: Mapping[str, object]) -> str:
+    """A choice's label in the figure."""
+    return ", ".join(f"{name} {'none' if value is None else value}" for name, value in choice.items())
 
 
 def control(name: str, values: Sequence) -> ipywidgets.Widget:

@@ -25,6 +25,19 @@ def test_stand_ins_have_the_layout_of_the_real_sets(name, shape, classes):
     assert "standing in" in data.title
 
 
+def test_the_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    data = lab.load_data("mnist", source="builtin", validation=0, device="cpu")
+    labels = torch.cat([data.train.labels, data.test.labels])
+    assert torch.equal(labels.bincount(), torch.from_numpy(load_digits().target).bincount())
+    inked = torch.cat([data.train.images, data.test.images]).double().mean((0, 1))[4:24, 4:24]
+    small = torch.nn.functional.avg_pool2d(inked[None, None], 5)[0, 0]
+    expected = torch.from_numpy(load_digits().images).mean(0) * 255 / 16
+    halves = torch.nn.functional.adaptive_avg_pool2d(expected[None, None], 4)[0, 0]
+    assert torch.allclose(small, halves, atol=12)
+
+
 def test_stand_ins_are_the_same_each_time():
     first, second = (lab.load_data("cifar10", source="builtin", device="cpu") for _ in range(2))
     assert torch.equal(first.train.images, second.train.images)

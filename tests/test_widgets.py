@@ -1,5 +1,6 @@
 """The explorer without a browser: pressed from Python, waited for, looked at."""
 
+import base64
 import io
 import time
 
@@ -54,6 +55,12 @@ def test_earlier_choices_stay_until_reset(explorer):
     assert explorer.progress.value == 0
 
 
+def test_runs_from_before_are_there_from_the_start(store, experiment):
+    finished = lab.run(experiment, progress=False)
+    explorer = TrainingExplorer(experiment, {"depth": [1, 2], "scheduler": [None, "cosine"]}, earlier=[finished])
+    assert explorer.runs == {"depth 2, scheduler none": finished}
+
+
 def test_pressing_train_twice_starts_one_run(explorer):
     explorer.train_button.click()
     first = explorer.worker
@@ -83,7 +90,7 @@ def test_an_error_shows_in_the_widget(explorer, monkeypatch):
 
 def test_a_page_without_widgets_gets_the_picture(explorer):
     bundle = explorer._repr_mimebundle_()
-    assert bundle["image/png"] == explorer.figure.value
+    assert base64.b64decode(bundle["image/png"]) == explorer.figure.value
     assert "application/vnd.jupyter.widget-view+json" in bundle
 
 

@@ -1,0 +1,127 @@
+"""Speed as ratios measured in one run on the same work: against the limit, and against how others do it.
+
+    python benchmarks/bench.py
+
+Each ratio is that of the two sides' fastest times over several rounds; in a round the two are timed one after the
+other. The fastest, because whatever else the machine does can only make a round slower.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+import labutils as lab
+from labutils.runs import provenance
+
+ROUNDS = 15
+SMALLEST = {"depth": 1, "width": 32}  # of the course's MLPs
+TYPICAL = {"depth": 5, "width": 64}
+TRAINING = lab.Training(epochs=1)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def compare(
+    name: str, bar: str, holds: Callable[[float], bool], first: Callable, second: Callable, rounds: int
+) -> bool:
+    """Time both sides in turn and print the ratio of the first to the second with its bar."""
+    first(), second()  # warm up
+    a, b = (min(side) for side in zip(*((seconds(first), seconds(second)) for _ in range(rounds)), strict=True))
+    ratio = a / b
+    met = holds(ratio)
+    print(
+        f"{'ok    ' if met else 'MISSED'}  {name:<58} {ratio:6.3f}  ({bar}; {a:.3f} s / {b:.3f} s, n = {rounds})",
+        flush=True,
+    )
+    return met
+
+
+def fitting(data: lab.ImageData, shape: dict[str, int]) -> Callable[[], object]:
+    """One epoch of fit."""
+    model = lab.MLP(**shape)
+    return lambda: lab.fit(model, data, TRAINING, progress=False)
+
+
+def bare_loop(data: lab.ImageData, shape: dict[str, int]) -> Callable[[], object]:
+    """The same forward and backward passes and steps, on batches that are already there."""
+    model = lab.MLP(**shape)
+    optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr, fused=True)
+    resident = list(lab.batches(data.train, data, TRAINING.batch_size))
+
+    def epoch() -> None:
+        for images, labels in resident:
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return epoch
+
+
+def usual_loop(data: lab.ImageData, shape: dict[str, int], workers: int) -> Callable[[], object]:
+    """torchvision's MNIST, a PIL image at a time, through transforms and a DataLoader; plain Adam."""
+    dataset = datasets.MNIST.__new__(datasets.MNIST)  # the same images, without fetching them a second time
+    dataset.data, dataset.targets, dataset.target_transform = data.train.images[:, 0], data.train.labels, None
+    dataset.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    loader = DataLoader(dataset, batch_size=TRAINING.batch_size, shuffle=True, num_workers=workers)
+    model, criterion = lab.MLP(**shape), nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr)
+
+    def epoch() -> None:
+        total, correct = 0.0, 0
+        for images, labels in loader:
+            optimizer.zero_grad()
+            logits = model(images)
+            loss = criterion(logits, labels)
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+            correct += (logits.argmax(1) == labels).sum().item()
+
+    return epoch
+
+
+def importing(module: str) -> Callable[[], object]:
+    return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+
+
+def main() -> int:
+    data = lab.load_data("mnist", validation=0, device="cpu")
+    where = provenance(data.device)
+    print(f"{data.title} ({data.source}), {len(data.train):,} images an epoch, batch {TRAINING.batch_size}")
+    print(f"{where['processor']}, {where['threads']} threads, torch {where['torch']}\n")
+
+    def pass_over_batches() -> None:
+        order = torch.Generator().manual_seed(0)
+        for _ in lab.batches(data.train, data, TRAINING.batch_size, generator=order):
+            pass
+
+    met = [
+        compare("batches / fit, an epoch, depth 1 x 32", "at most 0.05", lambda ratio: ratio <= 0.05,
+                pass_over_batches, fitting(data, SMALLEST), ROUNDS),
+        compare("fit / bare loop, an epoch, depth 1 x 32", "at most 1.05", lambda ratio: ratio <= 1.05,
+                fitting(data, SMALLEST), bare_loop(data, SMALLEST), ROUNDS),
+        compare("fit / bare loop, an epoch, depth 5 x 64", "at most 1.05", lambda ratio: ratio <= 1.05,
+                fitting(data, TYPICAL), bare_loop(data, TYPICAL), ROUNDS),
+        compare("usual loop, no workers / fit, an epoch, depth 5 x 64", "at least 2", lambda ratio: ratio >= 2,
+                usual_loop(data, TYPICAL, workers=0), fitting(data, TYPICAL), 3),
+        compare("usual loop, two workers / fit, an epoch, depth 5 x 64", "at least 2", lambda ratio: ratio >= 2,
+                usual_loop(data, TYPICAL, workers=2), fitting(data, TYPICAL), 3),
+        compare("import labutils / import torch", "at most 1.2", lambda ratio: ratio <= 1.2,
+                importing("labutils"), importing("torch"), 5),
+    ]  # fmt: skip
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
