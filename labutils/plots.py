@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -125,6 +126,24 @@ def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: st
     return figure
 
 
+def heatmap(
+    axis: Axes, values: pd.DataFrame, text: pd.DataFrame, *, colours: str | Colormap, low: float, high: float
+) -> QuadMesh:
+    """Draw a table as coloured cells with text in them, the first row on top."""
+    mesh = axis.pcolormesh(values, cmap=colours, vmin=low, vmax=high, edgecolors="white", linewidth=1)
+    for row, column in np.ndindex(values.shape):
+        red, green, blue, _ = mesh.cmap(mesh.norm(values.iloc[row, column]))
+        bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+        style = {"ha": "center", "va": "center", "fontsize": 8.5, "color": "black" if bright else "white"}
+        axis.text(column + 0.5, row + 0.5, text.iloc[row, column], **style)
+    axis.set_xticks(np.arange(values.shape[1]) + 0.5, map(str, values.columns))
+    axis.set_yticks(np.arange(values.shape[0]) + 0.5, map(str, values.index))
+    axis.tick_params(length=0)
+    axis.grid(visible=False)
+    axis.invert_yaxis()
+    return mesh
+
+
 @styled
 def depth_width_heatmap(
     results: pd.DataFrame, *, metric: str = "test_top1", panels: Mapping[str, Mapping[str, object]] | None = None
@@ -147,14 +166,10 @@ def depth_width_heatmap(
         cells = runs.pivot_table(index="depth", columns="width", values=metric, aggfunc=["mean", "std"]) * 100
         mean, spread = cells["mean"], cells["std"].fillna(0)
         text = mean.map("{:.2f}".format) + "\n± " + spread.map("{:.2f}".format)
-        sns.heatmap(
-            mean, vmin=10, vmax=100, annot=text, fmt="", cmap=ACCURACY_COLOURS, cbar=axis in axes[:, -1], ax=axis,
-            annot_kws={"fontsize": 8.5}, cbar_kws={"label": "correct (%)"}, linewidths=1,
-        )  # fmt: skip
-        axis.set(xlabel="width (units a layer)", ylabel="depth (hidden layers)")
-        axis.set_title(title, loc="left", fontsize=11)
-        axis.tick_params(axis="y", rotation=0)
-        axis.grid(visible=False)
+        mesh = heatmap(axis, mean, text, colours=ACCURACY_COLOURS, low=10, high=100)
+        if axis in axes[:, -1]:
+            figure.colorbar(mesh, ax=axis, label="correct (%)")
+        axis.set(title=title, xlabel="width (units a layer)", ylabel="depth (hidden layers)")
     return figure
 
 
@@ -169,7 +184,8 @@ def accuracy_by_depth(results: pd.DataFrame, lines: Mapping[str, Mapping[str, ob
     """
     figure, ((axis,),) = chart(height=3.8, caption=origin(results))
     dashes, markers = ("-", "--", ":", "-."), "osD^"
-    colours = sns.blend_palette([PLAIN, "#3A1700"], n_colors=len(lines))
+    shades = LinearSegmentedColormap.from_list("plain", [PLAIN, "#3A1700"])
+    colours = shades(np.linspace(0, 1, len(lines)))
     for number, (label, chosen) in enumerate(lines.items()):
         runs = results
         for column, value in chosen.items():
@@ -205,13 +221,10 @@ def confusion_matrix(
     mistakes = counts * (1 - np.eye(count, dtype=int))  # the diagonal would outshine them
     figure, ((axis,),) = chart(height=6.2, caption=caption)
     shades = LinearSegmentedColormap.from_list("mistakes", ["#FFFFFF", "#4D4D4D"])
-    sns.heatmap(
-        mistakes, annot=counts, fmt="d", cmap=shades, ax=axis, square=True, linewidths=0.5, linecolor="0.9",
-        xticklabels=classes, yticklabels=classes, cbar_kws={"label": "mistakes (images)"}, annot_kws={"fontsize": 9},
-    )  # fmt: skip
-    axis.set(xlabel="predicted class", ylabel="true class")
-    axis.tick_params(axis="y", rotation=0)
-    axis.grid(visible=False)
+    table = pd.DataFrame(mistakes, index=classes, columns=classes)
+    mesh = heatmap(axis, table, pd.DataFrame(counts).map(str), colours=shades, low=0, high=max(mistakes.max(), 1))
+    figure.colorbar(mesh, ax=axis, label="mistakes (images)")
+    axis.set(xlabel="predicted class", ylabel="true class", aspect="equal")
     return figure
 
 
@@ -237,17 +250,20 @@ def image_grid(
         columns: images a row.
         caption: what the data are.
     """
+    lines = 1 if predictions is None else 2
+    pitch = 1.05 + 0.28 * lines  # from one row to the next, in image heights
     rows = -(-len(images) // columns)
-    title_lines = 1 if predictions is None else 2
-    figure, axes = chart(rows, columns, height=0.4 + rows * (0.75 + 0.22 * title_lines), caption=caption)
-    for axis in axes.flat:
-        axis.axis("off")
-    for number, axis in zip(range(len(images)), axes.flat, strict=False):
-        axis.imshow(images[number].permute(1, 2, 0).squeeze(-1).numpy(force=True), cmap="gray_r", vmin=0, vmax=255)
+    figure, ((axis,),) = chart(height=0.3 + 0.83 * rows * pitch, caption=caption)
+    for number, image in enumerate(images.permute(0, 2, 3, 1).numpy(force=True)):
+        x, y = number % columns, number // columns * pitch
+        axis.imshow(image, cmap="gray_r", vmin=0, vmax=255, extent=(x + 0.05, x + 0.95, y + 0.95, y + 0.05))
         title = classes[labels[number]]
         wrong = predictions is not None and predictions[number] != labels[number]
         if predictions is not None:
             sure = "" if confidences is None else f" {confidences[number]:.1%}"
             title = f"is {title}\n{'✗' if wrong else '✓'} {classes[predictions[number]]}{sure}"
-        axis.set_title(title, fontsize=8, loc="center", fontweight="bold" if wrong else "normal")
+        axis.text(x + 0.5, y, title, ha="center", va="bottom", fontsize=8, fontweight="bold" if wrong else "normal")
+    # One axes for all: an axes for each image would take ten times as long to lay out.
+    axis.set(xlim=(0, columns), ylim=(rows * pitch - 0.28 * lines, -0.3 * lines), aspect="equal")
+    axis.axis("off")
     return figure

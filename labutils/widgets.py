@@ -115,7 +115,7 @@ class TrainingExplorer(ipywidgets.VBox):
         """Redraw the figure: the finished choices, and one that is growing."""
         frames = {label: finished.history.frame for label, finished in self.runs.items() if label not in growing}
         frames = dict(list(frames.items())[-REMEMBERED:]) | growing
-        caption = ", ".join({finished.metrics["data"] for finished in self.runs.values()})
+        caption = ", ".join({"{data} ({source})".format(**finished.metrics) for finished in self.runs.values()})
         self.figure.value = plots.history(frames, caption=caption).png()
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
