@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import ipywidgets
 import pandas as pd
+import torch
 
 from labutils import plots
 from labutils.errors import SettingError
@@ -40,10 +41,11 @@ class TrainingExplorer(ipywidgets.VBox):
         self.runs: dict[str, Run] = {}
         self.worker: threading.Thread | None = None
         self.stopping = threading.Event()
-        self.controls = {name: control(name, values) for name, values in choices.items()}
-        for name, widget in self.controls.items():
-            # A setting that no net has is found here, not when Train is pressed.
-            experiment.override(**{name: widget.value})
+        settings = settings_of(experiment)
+        self.controls = {name: control(name, values, settings.get(name)) for name, values in choices.items()}
+        for name, values in choices.items():
+            for value in values:
+                experiment.override(**{name: value})  # one that can't be is found here, not when Train is pressed
         self.train_button = ipywidgets.Button(description="Train", icon="play", button_style="primary")
         self.stop_button = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.reset_button = ipywidgets.Button(description="Reset", icon="refresh")
@@ -55,7 +57,7 @@ class TrainingExplorer(ipywidgets.VBox):
         self.reset_button.on_click(lambda _: self.reset())
         buttons = ipywidgets.HBox([self.train_button, self.stop_button, self.reset_button])
         for finished in earlier:
-            settings = finished.experiment.model | asdict(finished.experiment.training)
+            settings = settings_of(finished.experiment)
             self.runs[describe({name: settings[name] for name in choices})] = finished
         super().__init__([*self.controls.values(), buttons, self.progress, self.status, self.figure])
         self.draw({})
@@ -77,6 +79,8 @@ class TrainingExplorer(ipywidgets.VBox):
     def work(self, choice: Mapping[str, object]) -> None:
         """The thread's work: train, drawing after each epoch."""
         label = describe(choice)
+        # Outside the main thread OpenMP wakes its threads anew for each operation: two are five times slower than one.
+        torch.set_num_threads(1)
         self.progress.value = 0
         self.status.value = f"Training {label} …"
 
@@ -129,18 +133,20 @@ def describe(choice: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {'none' if value is None else value}" for name, value in choice.items())
 
 
-def control(name: str, values: Sequence) -> ipywidgets.Widget:
-    """A labelled slider for numbers, buttons for anything else; starts in the middle."""
+def settings_of(experiment: Experiment) -> dict[str, object]:
+    """A model's and its training's settings by their bare names."""
+    return experiment.model | asdict(experiment.training)
+
+
+def control(name: str, values: Sequence, start: object) -> ipywidgets.Widget:
+    """A labelled slider for numbers, buttons for anything else, at `start` where that is one of the values."""
     if not values:
         raise SettingError(f"choices.{name}", values, "one value or more")
-    label = name.replace("_", " ")
-    style = {"description_width": "9em"}
+    index = values.index(start) if start in values else 0
+    label, style = name.replace("_", " "), {"description_width": "9em"}
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        middle = values[len(values) // 2]
-        return ipywidgets.SelectionSlider(
-            options=list(values), value=middle, description=label, style=style, layout=ipywidgets.Layout(width="30em")
-        )
+        layout = ipywidgets.Layout(width="30em")
+        return ipywidgets.SelectionSlider(options=values, index=index, description=label, style=style, layout=layout)
     options = [("none" if value is None else str(value), value) for value in values]
-    return ipywidgets.ToggleButtons(
-        options=options, value=values[0], description=label, style={**style, "button_width": "7em"}
-    )
+    style["button_width"] = "7em"
+    return ipywidgets.ToggleButtons(options=options, index=index, description=label, style=style)

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import labutils as lab
@@ -43,6 +44,19 @@ def test_train_runs_the_choice_and_draws_it(explorer):
     assert explorer.progress.value == 2
     assert not np.array_equal(picture(explorer), empty)
     assert (explorer.train_button.disabled, explorer.stop_button.disabled) == (False, True)
+
+
+def test_it_starts_at_the_experiments_own_settings(explorer):
+    assert explorer.choice() == {"depth": 2, "width": 16, "normalization": None}
+    assert explorer.controls["normalization"].label == "none"
+
+
+def test_training_takes_one_thread_and_leaves_the_main_thread_its_own(explorer):
+    threads = torch.get_num_threads()
+    press(explorer)
+    (finished,) = explorer.runs.values()
+    assert finished.metrics["threads"] == 1
+    assert torch.get_num_threads() == threads
 
 
 def test_earlier_choices_stay_until_reset(explorer):
@@ -100,7 +114,7 @@ def test_a_page_without_widgets_gets_the_picture(explorer):
         ({}, "choices"),
         ({"dpeth": [1]}, "did you mean model.depth"),
         ({"depth": []}, "choices.depth"),
-        ({"depth": [0]}, "depth"),
+        ({"depth": [1, 0]}, "depth"),
     ],
 )
 def test_wrong_choices_are_named(experiment, choices, words):
