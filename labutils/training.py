@@ -1,7 +1,8 @@
 """fit and evaluate: one training loop, short enough to read on one screen.
 
-On two cores (AMD EPYC, torch 2.15) an epoch of `fit` takes at most 1.05 times as long as the same forward and
-backward passes and steps on tensors that are already there; `make bench` measures it.
+On two cores (AMD EPYC, torch 2.15) an epoch of `fit` takes as long as the same forward and backward passes and steps
+on tensors that are already there: 0.98 of it for an MLP of depth 5 and width 64 (n = 15), 1.20 for the smallest, of
+depth 1 and width 32. `make bench` measures it.
 """
 
 import copy
