@@ -1,6 +1,7 @@
 """Sliders and live figures for JupyterLab."""
 
 import base64
+import html
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -58,7 +59,7 @@ class TrainingExplorer(ipywidgets.VBox):
         buttons = ipywidgets.HBox([self.train_button, self.stop_button, self.reset_button])
         for finished in earlier:
             settings = settings_of(finished.experiment)
-            self.runs[describe({name: settings[name] for name in choices})] = finished
+            self.runs[describe({name: settings.get(name) for name in choices})] = finished
         super().__init__([*self.controls.values(), buttons, self.progress, self.status, self.figure])
         self.draw({})
 
@@ -93,7 +94,7 @@ class TrainingExplorer(ipywidgets.VBox):
         try:
             finished = run(self.experiment.override(**choice), progress=False, on_epoch=after_epoch)
         except Exception as error:  # shown where the learner looks
-            self.status.value = f"<b>{type(error).__name__}</b>: {error}"
+            self.status.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
         else:
             self.runs.pop(label, None)
             self.runs[label] = finished

@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from packaging.requirements import Requirement
 
+import labutils as lab
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEPENDENCIES = [
@@ -70,3 +72,12 @@ def test_no_module_imports_one_above_it():
         for names in re.findall(r"from labutils import ([\w, ]+)", source):
             imported |= set(names.split(", "))
         assert all(rank[name] < rank[module] for name in imported), (module, imported)
+
+
+def test_the_readme_gives_the_banks_figures():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    bank = lab.load_results("mlp_depth_width")
+    plain = bank[(bank["normalization"] == "none") & (bank["scheduler"] == "none")]
+    for depth, width in ((2, 128), (10, 64), (40, None)):
+        runs = plain[(plain["depth"] == depth) & (plain["width"].eq(width) if width else True)]["test_top1"]
+        assert f"{100 * runs.mean():.2f} ± {100 * runs.std():.2f} %" in readme
