@@ -88,13 +88,23 @@ def test_sweep_banks_results_and_fails_when_a_run_does(store, tmp_path, capsys, 
 def test_an_interrupt_shows_the_epochs_so_far(store):
     command = [sys.executable, "-m", "labutils", "run", "mlp_mnist", "--epochs", "100000"]
     environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    shown = b""
-    while b"validation accuracy" not in shown:  # the progress bar, from the first epoch's end on
-        shown += process.stderr.read1()
-        assert process.poll() is None, shown.decode()
-    process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=60)[0].decode()
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        # A shell starts its background jobs with interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        try:
+            shown = b""
+            while b"validation accuracy" not in shown:  # the progress bar, from the first epoch's end on
+                shown += process.stderr.read1()
+                assert process.poll() is None, shown.decode()
+            process.send_signal(signal.SIGINT)
+            printed = process.communicate(timeout=60)[0].decode()
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "validation_accuracy" in printed
     assert "interrupted, so not kept" in printed
