@@ -103,14 +103,15 @@ class ImageData:
         )
 
 
-def data_root(root: str | Path | None = None) -> Path:
-    """The data folder: `root`, else $LABUTILS_DATA, else data/ of the checkout, else ./data."""
-    if root is not None:
-        return Path(root)
-    if configured := os.environ.get("LABUTILS_DATA"):
-        return Path(configured)
+def home() -> Path:
+    """The checkout this package is used from, else the working folder: where data/ and runs/ lie by default."""
     checkout = Path(__file__).parents[1]
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data"
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The data folder: `root`, else $LABUTILS_DATA, else data/ at home."""
+    return Path(root or os.environ.get("LABUTILS_DATA") or home() / "data")
 
 
 def find_device(device: str = "auto") -> torch.device:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from labutils.data import ImageData, batches, data_root, load_data
+from labutils.data import ImageData, batches, data_root, home, load_data
 from labutils.errors import SettingError, UnknownSetting, check_whole
 from labutils.experiment import Experiment
 from labutils.models import build_model, parameter_count
@@ -85,9 +85,8 @@ class Run:
 
 
 def store_root() -> Path:
-    """The folder of all runs: $LABUTILS_RUNS, else runs/ beside the data folder's default place."""
-    configured = os.environ.get("LABUTILS_RUNS")
-    return Path(configured) if configured else data_root().parent / "runs"
+    """The folder of all runs: $LABUTILS_RUNS, else runs/ at home."""
+    return Path(os.environ.get("LABUTILS_RUNS") or home() / "runs")
 
 
 def run(
@@ -331,7 +330,7 @@ def settings_row(experiment: Experiment) -> dict:
 
 def results_folder() -> Path:
     """Where the bank of measured results is kept."""
-    return Path(__file__).parents[1] / "data" / "results"
+    return home() / "data" / "results"
 
 
 def save_results(name: str, results: "pd.DataFrame") -> Path:

@@ -35,6 +35,14 @@ def test_a_run_records_what_it_measured_and_where(store, experiment, digits):
     assert finished.metrics == json.loads((finished.path / "metrics.json").read_text())
 
 
+def test_the_store_stays_at_home_wherever_the_data_are(monkeypatch, tmp_path):
+    monkeypatch.setenv("LABUTILS_DATA", str(tmp_path / "shared" / "data"))
+    monkeypatch.delenv("LABUTILS_RUNS")
+    assert (runs.store_root().parent / "pyproject.toml").is_file()
+    monkeypatch.setenv("LABUTILS_RUNS", str(tmp_path))
+    assert runs.store_root() == tmp_path
+
+
 def test_force_trains_anew(store, experiment):
     first = lab.run(experiment, progress=False)
     calls = []
