@@ -35,13 +35,14 @@ def test_it_learns(digits):
 
 @pytest.mark.parametrize("augment", [None, "basic"])
 def test_the_same_seed_gives_the_same_history_to_the_bit(digits, one_thread, augment):
-    def run(seed):
+    def run(seed, elsewhere):
         torch.manual_seed(0)
         model = lab.MLP(2, 16, dropout=0.2)
+        torch.manual_seed(elsewhere)  # dropout must not depend on what was drawn before
         training = lab.Training(epochs=2, augment=augment, seed=seed)
         return model, lab.fit(model, digits, training, progress=False).frame.drop(columns="seconds")
 
-    (first_model, first), (second_model, second), (_, other) = run(1), run(1), run(2)
+    (first_model, first), (second_model, second), (_, other) = run(1, 7), run(1, 8), run(2, 7)
     assert first.equals(second)
     assert all(torch.equal(a, b) for a, b in zip(first_model.parameters(), second_model.parameters(), strict=True))
     assert not first.equals(other)
