@@ -71,14 +71,11 @@ def check_device() -> Check:
 
 
 def check_threads() -> Check:
-    cores, threads = usable_cores(), torch.get_num_threads()
+    import joblib
+
+    cores, threads = joblib.cpu_count(), torch.get_num_threads()
     remedy = f"set OMP_NUM_THREADS={cores}: more threads than cores slow training down" if threads > cores else None
     return Check("cores", f"{cores}, torch uses {threads} threads", remedy)
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_bf16() -> Check:

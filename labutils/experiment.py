@@ -99,6 +99,10 @@ class Experiment:
             "tracking": asdict(self.tracking),
         }
 
+    def bare_settings(self) -> dict[str, object]:
+        """The model's and the training's settings by their bare names, such as "depth" and "lr"."""
+        return self.model | asdict(self.training)
+
     def to_yaml(self) -> str:
         """The experiment as a config file that `load` reads back to the same experiment."""
         import yaml

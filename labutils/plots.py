@@ -88,6 +88,13 @@ def origin(results: pd.DataFrame) -> str:
     )
 
 
+def matching(results: pd.DataFrame, chosen: Mapping[str, object]) -> pd.DataFrame:
+    """The rows of results whose columns have the values chosen."""
+    for column, value in chosen.items():
+        results = results[results[column] == value]
+    return results
+
+
 @styled
 def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: str = "") -> Chart:
     """Loss and accuracy over the epochs: validation solid, training dashed.
@@ -160,9 +167,7 @@ def depth_width_heatmap(
     rows = -(-len(panels) // columns)
     figure, axes = chart(rows, columns, height=0.9 + 3.1 * rows, caption=origin(results))
     for axis, (title, chosen) in zip(axes.flat, panels.items(), strict=False):
-        runs = results
-        for column, value in chosen.items():
-            runs = runs[runs[column] == value]
+        runs = matching(results, chosen)
         cells = runs.pivot_table(index="depth", columns="width", values=metric, aggfunc=["mean", "std"]) * 100
         mean, spread = cells["mean"], cells["std"].fillna(0)
         text = mean.map("{:.2f}".format) + "\n± " + spread.map("{:.2f}".format)
@@ -187,9 +192,7 @@ def accuracy_by_depth(results: pd.DataFrame, lines: Mapping[str, Mapping[str, ob
     shades = LinearSegmentedColormap.from_list("plain", [PLAIN, "#3A1700"])
     colours = shades(np.linspace(0, 1, len(lines)))
     for number, (label, chosen) in enumerate(lines.items()):
-        runs = results
-        for column, value in chosen.items():
-            runs = runs[runs[column] == value]
+        runs = matching(results, chosen)
         points = runs.groupby("depth")[metric].agg(["mean", "std"]).reset_index()
         style = {"color": colours[number], "ls": dashes[number % 4], "marker": markers[number % 4]}
         axis.plot(points["depth"], points["mean"], label=label, **style)

@@ -322,10 +322,8 @@ def run_for_sweep(number: int, experiment: Experiment) -> tuple[int, dict]:
 
 
 def settings_row(experiment: Experiment) -> dict:
-    """An experiment's model and training settings by their bare names."""
-    settings = experiment.settings()
-    row = settings["model"] | settings["training"]
-    return {name: "none" if value is None else value for name, value in row.items()}
+    """An experiment's model and training settings as a table holds them: "none" for None."""
+    return {name: "none" if value is None else value for name, value in experiment.bare_settings().items()}
 
 
 def results_folder() -> Path:

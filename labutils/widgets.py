@@ -4,7 +4,6 @@ import base64
 import html
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import ipywidgets
 import pandas as pd
@@ -16,6 +15,7 @@ from labutils.experiment import Experiment
 from labutils.runs import Run, run
 from labutils.training import History
 
+INVITATION = "Choose, predict, and press Train."
 REMEMBERED = 5  # earlier choices that stay in the figure
 
 
@@ -42,7 +42,7 @@ class TrainingExplorer(ipywidgets.VBox):
         self.runs: dict[str, Run] = {}
         self.worker: threading.Thread | None = None
         self.stopping = threading.Event()
-        settings = settings_of(experiment)
+        settings = experiment.bare_settings()
         self.controls = {name: control(name, values, settings.get(name)) for name, values in choices.items()}
         for name, values in choices.items():
             for value in values:
@@ -51,14 +51,14 @@ class TrainingExplorer(ipywidgets.VBox):
         self.stop_button = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.reset_button = ipywidgets.Button(description="Reset", icon="refresh")
         self.progress = ipywidgets.IntProgress(min=0, max=experiment.training.epochs, description="Epoch")
-        self.status = ipywidgets.HTML(value="Choose, predict, and press Train.")
+        self.status = ipywidgets.HTML(value=INVITATION)
         self.figure = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", width="850px"))
         self.train_button.on_click(lambda _: self.train())
         self.stop_button.on_click(lambda _: self.stopping.set())
         self.reset_button.on_click(lambda _: self.reset())
         buttons = ipywidgets.HBox([self.train_button, self.stop_button, self.reset_button])
         for finished in earlier:
-            settings = settings_of(finished.experiment)
+            settings = finished.experiment.bare_settings()
             self.runs[describe({name: settings.get(name) for name in choices})] = finished
         super().__init__([*self.controls.values(), buttons, self.progress, self.status, self.figure])
         self.draw({})
@@ -113,7 +113,7 @@ class TrainingExplorer(ipywidgets.VBox):
         """Forget the earlier choices."""
         self.runs.clear()
         self.progress.value = 0
-        self.status.value = "Choose, predict, and press Train."
+        self.status.value = INVITATION
         self.draw({})
 
     def draw(self, growing: Mapping[str, pd.DataFrame]) -> None:
@@ -132,11 +132,6 @@ class TrainingExplorer(ipywidgets.VBox):
 def describe(choice: Mapping[str, object]) -> str:
     """A choice's label in the figure."""
     return ", ".join(f"{name} {'none' if value is None else value}" for name, value in choice.items())
-
-
-def settings_of(experiment: Experiment) -> dict[str, object]:
-    """A model's and its training's settings by their bare names."""
-    return experiment.model | asdict(experiment.training)
 
 
 def control(name: str, values: Sequence, start: object) -> ipywidgets.Widget:
