@@ -20,13 +20,19 @@ from labutils.errors import SettingError
 from labutils.experiment import Experiment, grid
 from labutils.models import MLP, parameter_count
 from labutils.probes import gradient_norms
-from labutils.runs import Run, load_results, run, sweep
+from labutils.results import load_results
+from labutils.runs import DamagedRun, Run, StoreError, run
+from labutils.stacks import fit_stack
+from labutils.sweeps import sweep
 from labutils.tracking import Tracking
 from labutils.training import Diverged, History, Training, evaluate, fit, predict
+from labutils.workers import ClusterError
 
 __all__ = [
     "MLP",
     "ArchiveError",
+    "ClusterError",
+    "DamagedRun",
     "Diverged",
     "DownloadError",
     "Experiment",
@@ -36,12 +42,14 @@ __all__ = [
     "SettingError",
     "Split",
     "StandInWarning",
+    "StoreError",
     "Tracking",
     "Training",
     "batches",
     "evaluate",
     "exercises",
     "fit",
+    "fit_stack",
     "gradient_norms",
     "grid",
     "load_data",

@@ -18,7 +18,9 @@ from labutils.experiment import (
     known_settings,
     settings_parser,
 )
-from labutils.runs import run, save_results, sweep
+from labutils.results import save_results
+from labutils.runs import run
+from labutils.sweeps import sweep
 from labutils.training import Diverged
 
 RUN_EXAMPLES = """examples:

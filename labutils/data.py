@@ -90,9 +90,11 @@ class ImageData:
             raise SettingError("split", part, "train or test, for data loaded with validation=0")
         return getattr(self, part)
 
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, C, H, W) uint8 as float32 with mean 0 and standard deviation 1 in each channel."""
-        return images.float().sub_(self.mean.view(-1, 1, 1)).mul_(1 / self.std.view(-1, 1, 1))
+    def normalise(self, images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Images (N, C, H, W) uint8 as float32 with mean 0 and standard deviation 1 in each channel; written to `out`
+        where that is given."""
+        pixels = images.float() if out is None else out.copy_(images)
+        return pixels.sub_(self.mean.view(-1, 1, 1)).mul_(1 / self.std.view(-1, 1, 1))
 
     def __repr__(self) -> str:
         validation = f"{len(self.validation):,}" if self.validation else "no"

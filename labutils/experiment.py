@@ -124,18 +124,23 @@ class Experiment:
 
 
 def grid(
-    name_or_path: str | Path, *, profile: str | None = None, axes: Mapping[str, Sequence] | None = None, **overrides
+    name_or_path: str | Path,
+    *,
+    profile: str | None = None,
+    axes: Mapping[str, Sequence] | list[Mapping[str, Sequence]] | None = None,
+    **overrides,
 ) -> list[Experiment]:
     """Every combination of some settings' values.
 
     Args:
         name_or_path: the config they start from.
         profile: as in `Experiment.load`.
-        axes: the values of each setting; without it the config's `sweep` section.
+        axes: the values of each setting, or a list of several such grids, one after the other; without it the
+            config's `sweep` section.
         overrides: settings for all of them, as in `Experiment.load`; one that is an axis replaces that axis.
 
     Returns:
-        The experiments, the last axis changing fastest.
+        The experiments, each once, the last axis changing fastest.
 
     Raises:
         SettingError: as in `Experiment.load`, or no axis, or an axis without values.
@@ -143,17 +148,25 @@ def grid(
     base, sweep = read_config(name_or_path, profile, overrides)
     known = known_settings(base.model["kind"])
     fixed = set(flatten(expand(overrides, known)))
-    values = {full_name(axis, known): choices for axis, choices in (axes or sweep).items()}
-    if not values:
-        raise SettingError("sweep", {}, f"settings with their values, in {name_or_path} or as axes")
+    grids = axes or sweep
+    experiments = [
+        base.override(**dict(zip(values, combination, strict=True)))
+        for grid_axes in (grids if isinstance(grids, list) else [grids])
+        for values in [check_axes(grid_axes, known, fixed, name_or_path)]
+        for combination in itertools.product(*values.values())
+    ]
+    return list({json.dumps(experiment.settings()): experiment for experiment in experiments}.values())
+
+
+def check_axes(axes: Mapping[str, Sequence], known: Sequence[str], fixed: set[str], where: object) -> dict[str, list]:
+    """A grid's axes by their full names, without those that are fixed."""
+    if not isinstance(axes, Mapping) or not axes:
+        raise SettingError("sweep", axes, f"settings with their values, in {where} or as axes")
+    values = {full_name(axis, known): choices for axis, choices in axes.items()}
     for axis, choices in values.items():
         if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
             raise SettingError(f"sweep.{axis}", choices, "a list of one value or more")
-    values = {axis: choices for axis, choices in values.items() if axis not in fixed}
-    return [
-        base.override(**dict(zip(values, combination, strict=True)))
-        for combination in itertools.product(*values.values())
-    ]
+    return {axis: choices for axis, choices in values.items() if axis not in fixed}
 
 
 def config_names() -> list[str]:

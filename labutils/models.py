@@ -5,15 +5,19 @@ import math
 import torch
 from torch import nn
 
-from labutils.errors import check_choice, check_number, check_whole
+from labutils.errors import SettingError, check_choice, check_number, check_whole
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
 NORMALIZATIONS = {None: nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 INITS = ("default", "he")
+RESIDUAL_SCALES = ("depth", "zero")  # beside any number from 0
 
 
 class HiddenLayer(nn.Module):
-    """Linear, normalization, activation, dropout; a residual one adds its input to scale times that."""
+    """Linear, normalization, activation, dropout; a residual one adds its input to scale times that.
+
+    The scale is a number, or a parameter that is learned.
+    """
 
     def __init__(
         self,
@@ -23,7 +27,7 @@ class HiddenLayer(nn.Module):
         normalization: str | None,
         activation: str,
         dropout: float,
-        residual_scale: float | None,
+        residual_scale: float | nn.Parameter | None,
     ):
         super().__init__()
         self.linear = nn.Linear(inputs, width)
@@ -40,7 +44,7 @@ class HiddenLayer(nn.Module):
 class MLP(nn.Module):
     """A multilayer perceptron: `depth` hidden layers of `width` units, and a linear head.
 
-    The plain and the residual twin have the same parameters: a skip adds nothing to learn.
+    The plain and the residual twin have the same parameters: a skip adds nothing to learn, unless its scale is learned.
 
     Args:
         depth: hidden layers, from 1.
@@ -52,7 +56,9 @@ class MLP(nn.Module):
         activation: relu, tanh, gelu or sigmoid.
         init: default is PyTorch's, uniform within 1/sqrt(inputs); he is He et al. 2015's, normal with variance
             2/inputs and biases 0. The head keeps PyTorch's.
-        residual_scale: what a residual layer's branch is multiplied by before its input is added.
+        residual_scale: what a residual layer's branch is multiplied by before its input is added: a number from 0;
+            depth, which is 1/sqrt(depth) (Hayou et al. 2021, "Stable ResNet"); or zero, one learned number a layer
+            that starts at 0 (SkipInit, De & Smith 2020; ReZero, Bachlechner et al. 2020).
         in_features: numbers in one image.
         classes: outputs.
 
@@ -70,7 +76,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         activation: str = "relu",
         init: str = "default",
-        residual_scale: float = 1.0,
+        residual_scale: float | str = 1.0,
         in_features: int = 784,
         classes: int = 10,
     ):
@@ -81,9 +87,10 @@ class MLP(nn.Module):
         check_number("dropout", dropout, 0, 1, open_ends="high")
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("init", init, INITS)
-        check_number("residual_scale", residual_scale, 0)
+        check_residual_scale(residual_scale)
         super().__init__()
         self.depth, self.width, self.residual, self.normalization = depth, width, residual, normalization
+        self.activation, self.init, self.dropout, self.residual_scale = activation, init, dropout, residual_scale
         self.layers = nn.Sequential(
             *(
                 HiddenLayer(
@@ -92,7 +99,7 @@ class MLP(nn.Module):
                     normalization=normalization,
                     activation=activation,
                     dropout=dropout,
-                    residual_scale=residual_scale if residual and number else None,
+                    residual_scale=initial_scale(residual_scale, depth) if residual and number else None,
                 )
                 for number in range(depth)
             )
@@ -112,13 +119,31 @@ class MLP(nn.Module):
         return self.head(self.features(images))
 
     def __repr__(self) -> str:
-        kind = "residual" if self.residual else "plain"
+        scale = "" if self.residual_scale == 1 else f", scale {self.residual_scale}"
+        kind = f"residual{scale}" if self.residual else "plain"
         norm = f", {self.normalization} normalization" if self.normalization else ""
         inputs, classes = self.layers[0].linear.in_features, self.head.out_features
         return (
             f"MLP({kind}{norm}: {inputs} -> {self.depth} x {self.width} -> {classes}, "
             f"{parameter_count(self):,} parameters)"
         )
+
+
+def check_residual_scale(residual_scale: float | str) -> None:
+    """Raise SettingError unless a residual layer's branch can be scaled so."""
+    if residual_scale in RESIDUAL_SCALES:
+        return
+    try:
+        check_number("residual_scale", residual_scale, 0)
+    except SettingError as error:
+        raise SettingError("residual_scale", residual_scale, f"{error.allowed}, 'depth' or 'zero'") from None
+
+
+def initial_scale(residual_scale: float | str, depth: int) -> float | nn.Parameter:
+    """What the branches of a net of this depth are multiplied by at first; a parameter where that is learned."""
+    if residual_scale == "zero":
+        return nn.Parameter(torch.zeros(()))
+    return 1 / math.sqrt(depth) if residual_scale == "depth" else residual_scale
 
 
 def parameter_count(model: nn.Module) -> int:

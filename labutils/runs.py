@@ -1,4 +1,4 @@
-"""The store of runs: run an experiment once, find it again ever after; sweeps; the committed bank of results.
+"""The store of runs: run an experiment once, find it again ever after.
 
 A run's folder is named by its experiment's hash and holds experiment.yaml, history.csv, metrics.json and
 model.safetensors (and gradients.csv where gradients were logged). It is written under another name and renamed
@@ -13,7 +13,8 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,21 +24,26 @@ import torch
 from torch import nn
 
 from labutils.data import ImageData, batches, data_root, home, load_data
-from labutils.errors import SettingError, UnknownSetting, check_whole
 from labutils.experiment import Experiment
 from labutils.models import build_model, parameter_count
 from labutils.probes import gradient_norms
+from labutils.stacks import fit_stack
 from labutils.tracking import Mirror
-from labutils.training import History, evaluate, fit, progress_bar
+from labutils.training import Diverged, History, evaluate, fit
 
 if TYPE_CHECKING:
     import pandas as pd
+    from filelock import FileLock
 
 PROBE_IMAGES = 512  # of the training split, whose gradients are logged
 
 
 class DamagedRun(UserWarning):
     """A run's folder could not be read and is trained anew."""
+
+
+class StoreError(OSError):
+    """The store of runs can't be written."""
 
 
 @dataclass(frozen=True)
@@ -111,24 +117,62 @@ def run(
 
     Raises:
         Diverged: the loss became NaN or infinite.
-        OSError: the store can't be written.
+        StoreError: the store can't be written.
     """
-    from filelock import FileLock
-
     data = load_experiment_data(experiment)
-    path = store_root() / experiment.hash(data.title)
-    locks = store_root() / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / path.name):
-        if path.is_dir() and not force:
-            try:
-                return load_run(path)
-            except (OSError, ValueError, KeyError) as error:
-                warnings.warn(f"{path} is damaged ({error}); it is trained anew", DamagedRun, stacklevel=2)
+    path = run_path(experiment, data)
+    with lock(path):
+        kept = None if force else find_run(path)
+        if kept is not None:
+            return kept
         finished = train(experiment, data, path, progress=progress, on_epoch=on_epoch)
         if not finished.history.interrupted:
             write_run(finished)
     return finished
+
+
+def run_path(experiment: Experiment, data: ImageData) -> Path:
+    """The folder of an experiment's run, there or not."""
+    return store_root() / experiment.hash(data.title)
+
+
+def lock(path: Path) -> "FileLock":
+    """What to hold while looking for a run and training it; the system frees it when its holder dies.
+
+    Raises:
+        StoreError: the store can't be written.
+    """
+    from filelock import FileLock
+
+    locks = path.parent / ".locks"
+    with store_errors():
+        locks.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=locks) as file:  # on a full disk, better now than after training
+            file.write(bytes(4096))
+    return FileLock(locks / path.name)
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Say of an error that the store can't be written, where, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"the run store {store_root()} can't be written ({error.strerror or error}). Remedy: free some space or "
+            "its permissions, or set $LABUTILS_RUNS to another folder"
+        ) from error
+
+
+def find_run(path: Path) -> Run | None:
+    """The run kept in a folder; None, with a warning if it is damaged, where it has to be trained."""
+    if not path.is_dir():
+        return None
+    try:
+        return load_run(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"{path} is damaged ({error}); it is trained anew", DamagedRun, stacklevel=3)
+        return None
 
 
 def train(
@@ -140,13 +184,7 @@ def train(
     on_epoch: Callable[[History], None] | None,
 ) -> Run:
     """Build an experiment's model, train it, measure it once on the test split."""
-    torch.manual_seed(experiment.training.seed)
-    model = build_for(experiment, data).to(data.device)
-    probe = None
-    if experiment.tracking.gradients:
-        images, labels = next(batches(data.train, data, PROBE_IMAGES))
-        probe = functools.partial(gradient_norms, images=images, labels=labels)
-
+    model = untrained(experiment, data)
     with Mirror(
         experiment.tracking,
         config={"name": experiment.name, "profile": experiment.profile, "data_title": data.title}
@@ -161,10 +199,44 @@ def train(
             if on_epoch is not None:
                 on_epoch(history)
 
+        probe = gradient_probe(experiment, data)
         history = fit(model, data, experiment.training, probe=probe, on_epoch=after_epoch, progress=progress)
         metrics = measure(model, data, experiment, history)
         mirror.finish(metrics)
     return Run(experiment, history, metrics, None if history.interrupted else path, trained=model)
+
+
+def train_together(experiments: Sequence[Experiment], data: ImageData) -> "list[Run | Diverged]":
+    """Train experiments whose networks can be stacked as one; for each its run, or why its training ended."""
+    models = [untrained(experiment, data) for experiment in experiments]
+    trainings = [experiment.training for experiment in experiments]
+    histories = fit_stack(models, data, trainings, probe=gradient_probe(experiments[0], data))
+    return [
+        history
+        if isinstance(history, Diverged)
+        else Run(
+            experiment,
+            history,
+            measure(model, data, experiment, history) | {"trained_together": len(models)},
+            run_path(experiment, data),
+            trained=model,
+        )
+        for experiment, model, history in zip(experiments, models, histories, strict=True)
+    ]
+
+
+def untrained(experiment: Experiment, data: ImageData) -> nn.Module:
+    """An experiment's model with its initial weights, on the data's device."""
+    torch.manual_seed(experiment.training.seed)
+    return build_for(experiment, data).to(data.device)
+
+
+def gradient_probe(experiment: Experiment, data: ImageData) -> "Callable[[nn.Module], pd.DataFrame] | None":
+    """What measures a model after each epoch of an experiment that logs gradients."""
+    if not experiment.tracking.gradients:
+        return None
+    images, labels = next(batches(data.train, data, PROBE_IMAGES))
+    return functools.partial(gradient_norms, images=images, labels=labels)
 
 
 def latest_gradients(history: History) -> dict[str, float]:
@@ -180,6 +252,7 @@ def measure(model: nn.Module, data: ImageData, experiment: Experiment, history: 
         "epochs_run": len(history.rows),
         "stopped_early": history.stopped_early,
         "seconds": sum(row["seconds"] for row in history.rows),
+        "trained_together": 1,
         "parameters": parameter_count(model),
     }
     for part in ("validation", "test"):
@@ -224,35 +297,45 @@ def processor_name() -> str:
 
 
 def write_run(finished: Run) -> None:
-    """Write a run's folder: whole, or not at all."""
+    """Write a run's folder: whole, or not at all.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
     path = finished.path
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
-        (partial / "experiment.yaml").write_text(finished.experiment.to_yaml(), encoding="utf-8")
-        finished.history.frame.to_csv(partial / "history.csv", index=False)
-        if finished.history.probed:
-            finished.history.probes.to_csv(partial / "gradients.csv", index=False)
-        save_model(finished.trained, str(partial / "model.safetensors"))
-        (partial / "metrics.json").write_text(json.dumps(finished.metrics, indent=2) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        if path.exists():
-            path.rename(partial / "replaced")
-        partial.rename(path)
-        shutil.rmtree(path / "replaced", ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with store_errors():
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            (partial / "experiment.yaml").write_text(finished.experiment.to_yaml(), encoding="utf-8")
+            finished.history.frame.to_csv(partial / "history.csv", index=False)
+            if finished.history.probed:
+                finished.history.probes.to_csv(partial / "gradients.csv", index=False)
+            save_model(finished.trained, str(partial / "model.safetensors"))
+            (partial / "metrics.json").write_text(json.dumps(finished.metrics, indent=2) + "\n", encoding="utf-8")
+            partial.chmod(0o755)
+            if path.exists():
+                path.rename(partial / "replaced")
+            partial.rename(path)
+            shutil.rmtree(path / "replaced", ignore_errors=True)
+        except SafetensorError as error:  # its own name for a full disk, too
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(str(error)) from error
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def load_run(path: Path) -> Run:
     """Read a run's folder; its model is read when it is asked for.
 
     Raises:
-        OSError, ValueError, KeyError: a file is missing or damaged.
+        OSError, ValueError, KeyError, TypeError: a file is missing or damaged.
     """
     import pandas as pd
+    from safetensors import SafetensorError, safe_open
 
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     experiment = Experiment.load(path / "experiment.yaml", profile=metrics["profile"])
@@ -263,94 +346,9 @@ def load_run(path: Path) -> Run:
     if experiment.tracking.gradients:
         probes = pd.read_csv(path / "gradients.csv")
         history.probed = [rows for _, rows in probes.groupby("epoch")]
-    if not (path / "model.safetensors").is_file():
-        raise FileNotFoundError("model.safetensors is missing")
-    return Run(experiment, history, metrics, path)
-
-
-def sweep(experiments: Sequence[Experiment], *, jobs: int | None = None, progress: bool = True) -> "pd.DataFrame":
-    """Run many experiments, several at once, each in one thread of a process of its own.
-
-    Small networks gain less from a second thread than from a second process. Every run lands in the store, so a
-    sweep that was stopped goes on where it was.
-
-    Args:
-        experiments: what to run, such as `grid(...)`.
-        jobs: how many at once; without it one a core.
-        progress: whether to show a progress bar.
-
-    Returns:
-        A row a run, in the order of the experiments: its name in the store, the settings of its model and training
-        by their bare names ("none" for None), its best epoch's train_loss and train_accuracy, its metrics. A
-        run that failed has its message in the column `error`.
-
-    Raises:
-        SettingError: no experiments, or jobs below 1.
-    """
-    import joblib
-    import pandas as pd
-
-    if not experiments:
-        raise SettingError("experiments", experiments, "one experiment or more")
-    if jobs is not None:
-        check_whole("jobs", jobs, 1)
-    jobs = min(jobs or joblib.cpu_count(), len(experiments))
-    # The data set is obtained once, here, before many processes ask for it at the same time.
-    for experiment in {str(experiment.data): experiment for experiment in experiments}.values():
-        load_experiment_data(experiment)
-    with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
-        rows = joblib.Parallel(return_as="generator_unordered")(
-            joblib.delayed(run_for_sweep)(number, experiment) for number, experiment in enumerate(experiments)
-        )
-        done = {}
-        with progress_bar(len(experiments), unit="run", visible=progress) as bar:
-            for number, row in rows:
-                done[number] = row
-                bar.update()
-    return pd.DataFrame([done[number] for number in range(len(experiments))])
-
-
-def run_for_sweep(number: int, experiment: Experiment) -> tuple[int, dict]:
-    """One run of a sweep, in a worker: its number and its row of the result."""
-    torch.set_num_threads(1)
     try:
-        finished = run(experiment, progress=False)
-    except Exception as error:  # reported in the sweep's table; the other runs go on
-        return number, settings_row(experiment) | {"error": f"{type(error).__name__}: {error}"}
-    trained = {name: finished.history.best[name] for name in ("train_loss", "train_accuracy")}
-    return number, {"run": finished.path.name} | settings_row(experiment) | trained | finished.metrics
-
-
-def settings_row(experiment: Experiment) -> dict:
-    """An experiment's model and training settings as a table holds them: "none" for None."""
-    return {name: "none" if value is None else value for name, value in experiment.bare_settings().items()}
-
-
-def results_folder() -> Path:
-    """Where the bank of measured results is kept."""
-    return home() / "data" / "results"
-
-
-def save_results(name: str, results: "pd.DataFrame") -> Path:
-    """Write a sweep's results into the bank, whole or not at all; the path of its file."""
-    folder = results_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.csv"
-    partial = path.with_suffix(".partial")
-    results.to_csv(partial, index=False)
-    partial.replace(path)
-    return path
-
-
-def load_results(name: str) -> "pd.DataFrame":
-    """The banked results of an experiment of the course: a row a run, as `sweep` returns them.
-
-    Raises:
-        SettingError: nothing of that name is banked.
-    """
-    import pandas as pd
-
-    path = results_folder() / f"{name}.csv"
-    if not path.is_file():
-        raise UnknownSetting(name, [banked.stem for banked in results_folder().glob("*.csv")])
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        with safe_open(path / "model.safetensors", framework="pt"):  # reads the list of tensors, and checks the size
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"model.safetensors: {error}") from error
+    return Run(experiment, history, metrics, path)

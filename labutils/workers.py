@@ -1,0 +1,166 @@
+"""Where a sweep's work is done: processes on this machine's cores, or on the machines of a Ray cluster."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import torch
+
+from labutils.errors import SettingError, check_whole
+
+CONNECT_TIMEOUT_S = 12
+
+
+class ClusterError(OSError):
+    """No Ray cluster answers at an address."""
+
+
+class WorkersDied(RuntimeError):
+    """A worker was killed, or its machine went away, in the middle of its work."""
+
+
+class Workers(Protocol):
+    """Workers that do the same work at the same time, and share it among themselves."""
+
+    def count(self) -> int:
+        """How many there are now."""
+
+    def work(self, function: Callable, *arguments: object, environment: Mapping[str, str]) -> None:
+        """Let each worker call a function once, with these variables in its environment.
+
+        Raises:
+            WorkersDied: not all of them came to the end.
+        """
+
+
+@dataclass(frozen=True)
+class LocalWorkers:
+    """Processes of one thread each; a single worker is this process, with all its threads."""
+
+    jobs: int
+
+    def count(self) -> int:
+        return self.jobs
+
+    def work(self, function: Callable, *arguments: object, environment: Mapping[str, str]) -> None:
+        import joblib
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        if self.jobs == 1:
+            function(*arguments)
+            return
+        call = joblib.delayed(call_in_worker)(function, arguments, environment)
+        try:
+            with joblib.parallel_config("loky", n_jobs=self.jobs, inner_max_num_threads=1):
+                joblib.Parallel(batch_size=1)([call] * self.jobs)
+        except TerminatedWorkerError as error:
+            raise WorkersDied("a worker process was killed, as systems do when memory runs out") from error
+
+
+@dataclass(frozen=True)
+class RayWorkers:
+    """Ray actors of one core each or, where the cluster has GPUs, of one GPU each."""
+
+    jobs: int | None
+
+    def resources(self) -> tuple[str, int]:
+        """What a worker needs one of, and how many of it the cluster has now."""
+        import ray
+
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        total = {kind: int(sum(node.get(kind, 0) for node in alive)) for kind in ("CPU", "GPU")}
+        return ("num_gpus", total["GPU"]) if total["GPU"] else ("num_cpus", total["CPU"])
+
+    def count(self) -> int:
+        there = self.resources()[1]
+        return max(1, there if self.jobs is None else min(self.jobs, there))
+
+    def work(self, function: Callable, *arguments: object, environment: Mapping[str, str]) -> None:
+        import joblib
+        import ray
+        from ray.util.joblib import register_ray
+
+        register_ray()
+        needs, count = self.resources()[0], self.count()
+        call = joblib.delayed(call_in_worker)(function, arguments, environment)
+        try:
+            with joblib.parallel_config("ray", n_jobs=count, ray_remote_args={needs: 1}):
+                joblib.Parallel(batch_size=1, pre_dispatch="all")([call] * count)
+        except ray.exceptions.RayError as error:
+            raise WorkersDied("a machine of the cluster, or a worker on it, went away") from error
+
+
+def call_in_worker(function: Callable, arguments: tuple, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+@contextmanager
+def open_workers(jobs: int | None, cluster: str | None) -> Iterator[Workers]:
+    """The workers of this machine or of a cluster.
+
+    Args:
+        jobs: how many at most; never more than there are cores (GPUs, on a cluster that has some).
+        cluster: None, auto or ray://HOST:PORT.
+
+    Raises:
+        SettingError: jobs below 1, or an address of another form.
+        ClusterError: no cluster answers there.
+    """
+    import joblib
+
+    if jobs is not None:
+        check_whole("jobs", jobs, 1)
+    if cluster is None:
+        yield LocalWorkers(min(jobs or joblib.cpu_count(), joblib.cpu_count()))
+        return
+    disconnect = connect(cluster)
+    try:
+        yield RayWorkers(jobs)
+    finally:
+        disconnect()
+
+
+def connect(address: str) -> Callable[[], None]:
+    """Join a Ray cluster; what to call to leave it."""
+    if address != "auto" and not (isinstance(address, str) and is_ray_address(address)):
+        raise SettingError("cluster", address, "auto or ray://HOST:PORT")
+    try:
+        import ray
+    except ImportError as error:
+        raise ClusterError("Ray is not installed. Remedy: uv pip install 'labutils[cluster]'") from error
+    if ray.is_initialized():
+        return lambda: None
+    failure: list[BaseException] = []
+
+    def join() -> None:
+        try:
+            ray.init(address, log_to_driver=False, logging_level="error")
+        except BaseException as error:  # handed on to the thread that waits
+            failure.append(error)
+
+    # Ray itself tries for much longer, and can't be stopped.
+    joining = threading.Thread(target=join, daemon=True)
+    joining.start()
+    joining.join(CONNECT_TIMEOUT_S)
+    if joining.is_alive() or failure:
+        reason = " ".join(str(failure[0]).split())[:200] if failure else f"no answer within {CONNECT_TIMEOUT_S} s"
+        raise ClusterError(
+            f"cluster: no Ray cluster answers at {address!r} ({reason}). Remedy: start one with `ray start --head`, "
+            "and give the address it prints"
+        )
+    return ray.shutdown
+
+
+def is_ray_address(address: str) -> bool:
+    """Whether an address is ray://HOST:PORT."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme == "ray" and bool(parts.hostname) and parts.port is not None
+    except ValueError:
+        return False
