@@ -19,7 +19,14 @@ from labutils.data import ImageData, Split, StandInWarning, batches, load_data
 from labutils.errors import SettingError
 from labutils.experiment import Experiment, grid
 from labutils.models import MLP, parameter_count
-from labutils.probes import gradient_norms
+from labutils.probes import (
+    activation_gradients,
+    gradient_correlation,
+    gradient_norms,
+    lesion_study,
+    mean_field_rate,
+    rate_per_layer,
+)
 from labutils.results import load_results
 from labutils.runs import DamagedRun, Run, StoreError, run
 from labutils.stacks import fit_stack
@@ -45,18 +52,23 @@ __all__ = [
     "StoreError",
     "Tracking",
     "Training",
+    "activation_gradients",
     "batches",
     "evaluate",
     "exercises",
     "fit",
     "fit_stack",
+    "gradient_correlation",
     "gradient_norms",
     "grid",
+    "lesion_study",
     "load_data",
     "load_results",
+    "mean_field_rate",
     "parameter_count",
     "plots",
     "predict",
+    "rate_per_layer",
     "run",
     "sweep",
     "teaching",

@@ -1,9 +1,10 @@
-"""The command line: labutils doctor | data | run | sweep | course."""
+"""The command line: labutils doctor | data | run | sweep | report | course."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -22,6 +23,9 @@ from labutils.results import save_results
 from labutils.runs import run
 from labutils.sweeps import sweep
 from labutils.training import Diverged
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RUN_EXAMPLES = """examples:
   labutils run mlp_mnist                               the config as it is
@@ -65,11 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "run":
             sub.add_argument("--force", action="store_true", help="train anew even if the run is there")
         else:
-            sub.add_argument("--jobs", type=int, help="runs at once, one thread each (default: one a core)")
+            sub.add_argument("--jobs", type=int, help="processes, of one thread each (default, and most: one a core)")
+            sub.add_argument("--cluster", help="run on a Ray cluster: auto, or ray://HOST:PORT")
             sub.add_argument(
                 "--save-results", action="store_true", help="write data/results/NAME.csv for the course's notebooks"
             )
         sub.set_defaults(show_help=sub.print_help)
+
+    tell = commands.add_parser("report", help="a sweep's results as a table (mean ± sd, n) and figures")
+    tell.add_argument("config", help=f"a YAML file, or one of: {', '.join(config_names())}")
+    tell.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: $LABUTILS_PROFILE, else laptop)")
+    tell.add_argument("--to", type=Path, help="the folder of its files (default: build/reports/NAME)")
 
     course = commands.add_parser("course", help="execute all notebooks in order, with an HTML page of each")
     course.add_argument("--profile", choices=PROFILES, default="laptop", help="(default: laptop)")
@@ -122,7 +132,7 @@ def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if not options.config or options.help:
         return show_help(options)
     experiments = grid(options.config, profile=options.profile, **read_settings(options.config, options.profile, rest))
-    results = sweep(experiments, jobs=options.jobs)
+    results = sweep(experiments, jobs=options.jobs, cluster=options.cluster)
     failed = results[results["error"].notna()] if "error" in results else results.iloc[:0]
     print(f"{len(results) - len(failed)} of {len(results)} runs are in the store")
     if len(failed):
@@ -131,6 +141,26 @@ def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
     elif options.save_results:
         print(f"banked in {save_results(experiments[0].name, results)}")
     return 1 if len(failed) else 0
+
+
+def tell(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.report import report
+
+    folder = options.to or Path("build", "reports", Path(options.config).stem)
+    summary, files = report(options.config, folder, profile=options.profile)
+    print(readable(summary).to_string(index=False))
+    print(*files, sep="\n")
+    return 0
+
+
+def readable(summary: "pd.DataFrame") -> "pd.DataFrame":
+    """A report's summary with mean ± sd in one column each, accuracies in per cent."""
+    table = summary[[name for name in summary if not name.endswith(("_mean", "_std"))]].copy()
+    for name in (column.removesuffix("_mean") for column in summary if column.endswith("_mean")):
+        unit, factor = ("s", 1) if name == "seconds" else ("%", 100)
+        mean, sd = factor * summary[f"{name}_mean"], factor * summary[f"{name}_std"]
+        table[f"{name} ({unit})"] = mean.map("{:.2f}".format) + sd.map(" ± {:.2f}".format)
+    return table
 
 
 def course(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -179,4 +209,4 @@ def show_help(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"doctor": doctor, "data": data, "run": run_one, "sweep": run_sweep, "course": course}
+COMMANDS = {"doctor": doctor, "data": data, "run": run_one, "sweep": run_sweep, "report": tell, "course": course}

@@ -1,5 +1,6 @@
 """The automatic checks of the notebooks' exercises. Each says what is right, or the first thing that is not."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,6 +8,12 @@ import pandas as pd
 import torch
 
 from labutils.models import MLP, parameter_count
+from labutils.probes import activation_gradients, rate_per_layer
+from labutils.training import seeded
+
+RATE_TOLERANCE = 0.05  # relative; what a few layers of 512 units scatter by
+GROWTH_TOLERANCE = 0.03
+LEARNT = 0.2  # an accuracy that no net at chance has
 
 
 @dataclass(frozen=True)
@@ -100,3 +107,112 @@ def check_choice_of_model(answer: tuple[int, int] | None, results: pd.DataFrame,
     if len(smaller):
         return Verdict(False, f"it meets the target, but so does a net with fewer than {given['parameters']:,.0f}")
     return Verdict(True, f"{given['parameters']:,.0f} parameters, {given['validation_top1']:.2%} on validation")
+
+
+def check_plain_rate(answer: Callable[[float], float] | None) -> Verdict:
+    """Notebook 02, exercise 1: the gradient's rate per layer in a plain ReLU net.
+
+    Args:
+        answer: of a, where the weights are uniform within a/sqrt(n) for n inputs; compared with nets that are built
+            and measured.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    for spread in (1.0, 2.0, math.sqrt(6)):
+        given, trouble = call(answer, spread)
+        if trouble is not None:
+            return trouble
+        with seeded(0, torch.device("cpu")):
+            measured = measured_rate(spread)
+        if not is_near(given, measured, RATE_TOLERANCE):
+            return Verdict(
+                False,
+                f"a = {spread:.3f}: the gradient of a net that was built changes by {measured:.3f} a layer, you say {given}",
+            )
+    return Verdict(True, "your formula gives what nets of three spreads were measured to have; a = 1 gives .408")
+
+
+def measured_rate(spread: float) -> float:
+    """The gradient's rate per layer in a wide plain net whose weights are uniform within spread/sqrt(n)."""
+    net = MLP(12, 512, in_features=64)
+    with torch.no_grad():
+        for layer in net.layers:
+            bound = spread / math.sqrt(layer.linear.in_features)
+            layer.linear.weight.uniform_(-bound, bound)
+            layer.linear.bias.zero_()
+    images, labels = torch.randn(64, 64), torch.arange(64) % 10
+    return rate_per_layer(activation_gradients(net, images, labels)).mean
+
+
+def check_growth(answer: Callable[[float, float], tuple[float, float]] | None) -> Verdict:
+    """Notebook 02, exercise 2: how a residual layer changes the mean and the mean square of its activations.
+
+    Args:
+        answer: of the mean and the mean square over the units; what they are after one layer. Compared with layers
+            that are built and measured.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    for mean, square in ((0.0, 1.0), (0.8, 1.0), (1.5, 4.0)):
+        given, trouble = call(answer, mean, square)
+        if trouble is not None:
+            return trouble
+        try:
+            next_mean, next_square = map(float, given)
+        except (TypeError, ValueError):
+            return Verdict(False, f"return two numbers, the mean and the mean square, not {given!r}")
+        with seeded(0, torch.device("cpu")):
+            expected_mean, expected_square = measured_growth(mean, square)
+        before = f"mean {mean}, mean square {square}"
+        if abs(next_mean - expected_mean) > GROWTH_TOLERANCE * math.sqrt(square):
+            return Verdict(
+                False,
+                f"{before}: layers that were built have mean {expected_mean:.2f} after it, you say {next_mean:.2f}",
+            )
+        if abs(next_square - expected_square) > GROWTH_TOLERANCE * square:
+            hint = ""
+            if is_near(next_square, square * 7 / 6, 1e-3):
+                hint = "; you treat input and branch as if their product were 0 on average"
+            return Verdict(
+                False,
+                f"{before}: layers that were built have mean square {expected_square:.2f} after it, you say {next_square:.2f}{hint}",
+            )
+    return Verdict(True, "your recursion gives what residual layers were measured to do")
+
+
+def measured_growth(mean: float, square: float) -> tuple[float, float]:
+    """Mean and mean square over the units after x + relu(Wx), default initialisation, averaged over wide layers."""
+    width, spread = 1_000, math.sqrt(square - mean**2)
+    after = []
+    for _ in range(20):
+        x = mean + spread * torch.randn(width)
+        after.append(x + torch.nn.Linear(width, width, bias=False)(x).relu().detach())
+    after = torch.stack(after)
+    return after.mean().item(), after.square().mean().item()
+
+
+def check_last_depth(answer: int | None, results: pd.DataFrame) -> Verdict:
+    """Notebook 02, exercise 3: the depth at which a plain net of width 32 stops learning.
+
+    Args:
+        answer: the smallest depth of the results at which no seed learns.
+        results: a row a run, with depth and validation_top1.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    best = results.groupby("depth")["validation_top1"].max()
+    if answer not in best.index:
+        return Verdict(False, f"give one of the depths that the results hold ({', '.join(map(str, best.index))})")
+    if best[answer] >= LEARNT:
+        return Verdict(False, f"at depth {answer} a seed reaches {best[answer]:.1%}")
+    smaller = [depth for depth in best.index if depth < answer and best[depth] < LEARNT]
+    if smaller:
+        return Verdict(False, f"right, no seed learns at depth {answer}; but is it the first such depth?")
+    return Verdict(
+        True, f"at depth {answer} the best seed reaches {best[answer]:.1%}, and at every smaller depth one learns"
+    )
+
+
+def is_near(given: object, expected: float, tolerance: float) -> bool:
+    """Whether a given number is within a relative tolerance of the expected one."""
+    return isinstance(given, int | float | torch.Tensor) and math.isclose(float(given), expected, rel_tol=tolerance)

@@ -16,14 +16,16 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 PLAIN, RESIDUAL = "#D55E00", "#0072B2"
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # where neither plain nor residual is meant
 FAINT = "#9A9A9A"
-ACCURACY_COLOURS = "cividis"
+SHADES = "cividis"
+EARLIER_PROFILES = 4  # that stay in a live profile
+DASHES, MARKERS = ("-", "--", ":", "-."), "osD^"
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -171,11 +173,47 @@ def depth_width_heatmap(
         cells = runs.pivot_table(index="depth", columns="width", values=metric, aggfunc=["mean", "std"]) * 100
         mean, spread = cells["mean"], cells["std"].fillna(0)
         text = mean.map("{:.2f}".format) + "\n± " + spread.map("{:.2f}".format)
-        mesh = heatmap(axis, mean, text, colours=ACCURACY_COLOURS, low=10, high=100)
+        mesh = heatmap(axis, mean, text, colours=SHADES, low=10, high=100)
         if axis in axes[:, -1]:
             figure.colorbar(mesh, ax=axis, label="correct (%)")
         axis.set(title=title, xlabel="width (units a layer)", ylabel="depth (hidden layers)")
     return figure
+
+
+def line_styles(labels: Sequence[str]) -> dict[str, dict[str, object]]:
+    """How each of several lines is drawn, by its label: colour, dashes, marker.
+
+    A label that begins with "residual" takes a shade of RESIDUAL, any other a shade of PLAIN; within each the lines
+    differ by dashes and markers, too.
+    """
+    styles = {}
+    for colour, family in (
+        (RESIDUAL, [label for label in labels if label.startswith("residual")]),
+        (PLAIN, [label for label in labels if not label.startswith("residual")]),
+    ):
+        shades = LinearSegmentedColormap.from_list("family", [colour, shaded(colour, 0.35)])
+        for number, label in enumerate(family):
+            share = number / max(len(family) - 1, 1)
+            styles[label] = {"color": shades(share), "ls": DASHES[number % 4], "marker": MARKERS[number % 4]}
+    return {label: styles[label] for label in labels}
+
+
+def shaded(colour: str, share: float) -> tuple[float, ...]:
+    """A colour darkened to a share of its brightness."""
+    return tuple(share * channel for channel in to_rgb(colour))
+
+
+def draw_bands(
+    axis: Axes, runs: pd.DataFrame, *, across: str, measured: str, label: str, style: Mapping, logarithmic: bool = False
+) -> None:
+    """Draw a mean line with a band of one standard deviation over the runs at each place; geometric if logarithmic."""
+    values = np.log(runs[measured]) if logarithmic else runs[measured]
+    points = values.groupby(runs[across]).agg(["mean", "std"])
+    low, middle, high = points["mean"] - points["std"], points["mean"], points["mean"] + points["std"]
+    if logarithmic:
+        low, middle, high = np.exp(low), np.exp(middle), np.exp(high)
+    axis.plot(points.index, middle, label=label, markersize=5, **style)
+    axis.fill_between(points.index, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 @styled
@@ -187,23 +225,188 @@ def accuracy_by_depth(results: pd.DataFrame, lines: Mapping[str, Mapping[str, ob
         lines: what each line shows, by its label: the columns' values that its runs have.
         metric: the column to show, fractions from 0 to 1.
     """
-    figure, ((axis,),) = chart(height=3.8, caption=origin(results))
-    dashes, markers = ("-", "--", ":", "-."), "osD^"
-    shades = LinearSegmentedColormap.from_list("plain", [PLAIN, "#3A1700"])
-    colours = shades(np.linspace(0, 1, len(lines)))
-    for number, (label, chosen) in enumerate(lines.items()):
-        runs = matching(results, chosen)
-        points = runs.groupby("depth")[metric].agg(["mean", "std"]).reset_index()
-        style = {"color": colours[number], "ls": dashes[number % 4], "marker": markers[number % 4]}
-        axis.plot(points["depth"], points["mean"], label=label, **style)
-        low, high = points["mean"] - points["std"], points["mean"] + points["std"]
-        axis.fill_between(points["depth"], low, high, color=colours[number], alpha=0.2)
+    figure, ((axis,),) = chart(height=4.2, caption=origin(results))
+    for label, style in line_styles(list(lines)).items():
+        runs = matching(results, lines[label])
+        draw_bands(axis, runs, across="depth", measured=metric, label=label, style=style)
     depths = sorted(results["depth"].unique())
     axis.set_xscale("log")
     axis.set_xticks(depths, [str(depth) for depth in depths])
     axis.minorticks_off()
-    axis.set(xlabel="depth (hidden layers, logarithmic)", ylabel="correct (%)")
+    axis.set(xlabel="depth (hidden layers, logarithmic)", ylabel="correct (%)", ylim=(None, 1.01))
     axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    axis.legend()
+    return figure
+
+
+@styled
+def gradient_profiles(
+    profiles: Mapping[str, pd.DataFrame],
+    *,
+    rates: Mapping[str, float] | None = None,
+    what: str = "the hidden layer's outputs",
+    caption: str = "",
+) -> Chart:
+    """Gradient norms against layers, on a logarithmic scale, with what theory predicts.
+
+    Args:
+        profiles: a row a layer (and a seed, for a band), with layer and norm, by the line's label.
+        rates: the rate per layer that theory predicts for a line, by its label; drawn dotted, starting from the last
+            layer's measured norm.
+        what: by what the loss was differentiated.
+        caption: what the data are.
+    """
+    figure, ((axis,),) = chart(height=4.2, caption=caption)
+    for label, style in line_styles(list(profiles)).items():
+        profile = profiles[label]
+        style = {**style, "marker": None}
+        draw_bands(axis, profile, across="layer", measured="norm", label=label, style=style, logarithmic=True)
+        if rates and label in rates:
+            layers = np.unique(profile["layer"])
+            last = np.exp(np.log(profile[profile["layer"] == layers[-1]]["norm"]).mean())
+            predicted = last * rates[label] ** (layers[-1] - layers)
+            axis.plot(layers, predicted, color="black", ls=(0, (1, 2)), lw=1.2)
+    if rates:
+        axis.plot([], [], color="black", ls=(0, (1, 2)), lw=1.2, label="theory")
+    axis.set_yscale("log")
+    axis.set(xlabel="layer (1 is next to the image)", ylabel=f"gradient norm by\n{what}")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend()
+    return figure
+
+
+@styled
+def accuracies(results: pd.DataFrame, rows: Mapping[str, Mapping[str, object]], *, metric: str) -> Chart:
+    """Accuracies as dots, a faint one a run and a strong one for their mean, with a bar of one standard deviation.
+
+    Args:
+        results: a row a run, with the metric.
+        rows: what each row shows, from the top, by its label: the columns' values that its runs have.
+        metric: the column to show, fractions from 0 to 1.
+    """
+    figure, ((axis,),) = chart(height=1.0 + 0.24 * len(rows), caption=origin(results))
+    for place, (label, chosen) in enumerate(rows.items()):
+        runs = matching(results, chosen)[metric]
+        colour = RESIDUAL if label.startswith("residual") else PLAIN
+        axis.plot(runs, [place] * len(runs), "o", color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
+        spread = 0 if len(runs) == 1 else runs.std()
+        axis.errorbar(runs.mean(), place, xerr=spread, fmt="D", color=colour, markersize=4)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(xlabel="correct (%)", ylim=(len(rows) - 0.5, -0.5))
+    axis.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    return figure
+
+
+class LiveProfile:
+    """One gradient profile that is redrawn in place: several times as fast as a new figure, for a slider's sake."""
+
+    @styled
+    def __init__(self) -> None:
+        self.figure, ((self.axis,),) = chart(height=3.8)
+        self.axis.set_yscale("log")
+        self.axis.set(xlabel="layer (1 is next to the image)", ylabel="gradient norm by\nthe hidden layer's outputs")
+        self.earlier = [self.axis.plot([], [], color=FAINT, lw=1, alpha=0.7)[0] for _ in range(EARLIER_PROFILES)]
+        (self.line,) = self.axis.plot([], [], marker=".")
+        (self.theory,) = self.axis.plot([], [], color="black", ls=(0, (1, 2)), lw=1.2, label="theory")
+        self.axis.set_ylim(1e-9, 1e9)
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")  # where things stand is settled once
+
+    @styled
+    def png(
+        self, profile: pd.DataFrame, *, label: str, residual: bool, rate: float | None, earlier: Sequence[pd.DataFrame]
+    ) -> bytes:
+        """Redraw it.
+
+        Args:
+            profile: a row a layer, with layer and norm.
+            label: the profile's name.
+            residual: of what kind the net is, for its colour.
+            rate: what theory predicts, per layer; None where it does not.
+            earlier: profiles to compare with, the newest last.
+        """
+        layers, norms = profile["layer"].to_numpy(), profile["norm"].to_numpy()
+        self.line.set(xdata=layers, ydata=norms, color=RESIDUAL if residual else PLAIN, label=label)
+        predicted = [] if rate is None else norms[-1] * rate ** (layers[-1] - layers)
+        self.theory.set(xdata=layers[: len(predicted)], ydata=predicted, visible=rate is not None)
+        latest = list(earlier)[-EARLIER_PROFILES:]
+        for line, other in zip(self.earlier, [*latest, *[None] * (EARLIER_PROFILES - len(latest))], strict=True):
+            line.set(xdata=[] if other is None else other["layer"], ydata=[] if other is None else other["norm"])
+        drawn = np.concatenate([norms, predicted, *(other["norm"] for other in latest)])
+        drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
+        low, high = (np.log10(drawn.min()), np.log10(drawn.max())) if len(drawn) else (-1, 1)
+        margin = max(0.05 * (high - low), 0.15)
+        deepest = max(len(layers), *(len(other) for other in latest), 2)
+        self.axis.set(xlim=(0.5, deepest + 0.5), ylim=(10 ** (low - margin), 10 ** (high + margin)))
+        self.axis.legend(handles=[self.line, self.theory] if rate is not None else [self.line], loc="best")
+        return self.figure.png()
+
+
+@styled
+def gradient_heatmaps(panels: Mapping[str, pd.DataFrame], *, caption: str = "") -> Chart:
+    """Gradient norms of the weights by layer and epoch, one panel a net, on one logarithmic scale of colours.
+
+    Args:
+        panels: a row a layer and an epoch, with epoch, layer, kind and norm, as `gradient_norms` and a run's
+            `history.probes` give them, by the panel's title.
+        caption: what the data are.
+    """
+    figure, (axes,) = chart(1, len(panels), height=3.8, caption=caption)
+    tables = {
+        title: np.log10(probes[probes["kind"] == "weight"].pivot_table(index="layer", columns="epoch", values="norm"))
+        for title, probes in panels.items()
+    }
+    low = min(table.to_numpy().min() for table in tables.values())
+    high = max(table.to_numpy().max() for table in tables.values())
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
+        mesh = axis.pcolormesh(table.columns, table.index, table, cmap=SHADES, vmin=low, vmax=high, shading="nearest")
+        axis.set(title=title, xlabel="epoch (0: before training)", ylabel="layer (1 is next to the image)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(visible=False)
+    figure.colorbar(mesh, ax=list(axes), label="weight gradient's norm (power of ten)")
+    return figure
+
+
+@styled
+def lesions(studies: Mapping[str, pd.DataFrame], *, classes: int = 10, caption: str = "") -> Chart:
+    """Accuracy of trained nets with one hidden layer left out, against that layer; dashed: the whole net.
+
+    Args:
+        studies: as `lesion_study` gives them, by the line's label.
+        classes: of the data set, whose chance level is drawn.
+        caption: what the data are.
+    """
+    figure, ((axis,),) = chart(height=3.8, caption=caption)
+    for label, style in line_styles(list(studies)).items():
+        study = studies[label]
+        lesioned, whole = study[study["dropped"] > 0], study[study["dropped"] == 0]["top1"].item()
+        axis.plot(lesioned["dropped"], lesioned["top1"], label=label, markersize=4, **style)
+        axis.axhline(whole, color=style["color"], ls="--", lw=1)
+    axis.axhline(1 / classes, color=FAINT, ls=":", lw=1)
+    axis.annotate("chance", (1, 1 / classes), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.35")
+    axis.set(xlabel="layer left out (1 is next to the image)", ylabel="correct (%)", ylim=(0, 1.02))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend()
+    return figure
+
+
+@styled
+def correlations(curves: Mapping[str, pd.DataFrame], *, caption: str = "") -> Chart:
+    """How alike gradients are at inputs some way apart, against that distance.
+
+    Args:
+        curves: as `gradient_correlation` gives them, with a row for each seed too, by the line's label.
+        caption: what the data are.
+    """
+    figure, ((axis,),) = chart(height=3.8, caption=caption)
+    for label, style in line_styles(list(curves)).items():
+        style = {**style, "marker": None}
+        draw_bands(axis, curves[label], across="distance", measured="correlation", label=label, style=style)
+    axis.axhline(0, color=FAINT, lw=1)
+    axis.set(
+        xlabel="distance between two inputs (Euclidean, normalised pixels)", ylabel="correlation of their gradients"
+    )
     axis.legend()
     return figure
 

@@ -1,17 +1,42 @@
-"""Instruments that look into a network without changing it."""
+"""Instruments that look into a network without changing it: gradients layer by layer, theory, lesions, correlations."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
+from labutils.data import ImageData, Split
+from labutils.errors import SettingError, check_whole
+from labutils.models import MLP, initial_scale
+from labutils.training import evaluate
+
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put a model into training mode inside; afterwards its mode, its buffers and the random state are as before."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    was_training = model.training
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    model.train()
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            yield
+    finally:
+        model.train(was_training)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
+
 def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> "pd.DataFrame":
-    """Norms of the loss's gradients, layer by layer, on one batch, in training mode.
+    """Norms of the loss's gradients by weights and biases, layer by layer, on one batch, in training mode.
 
     The model, its buffers, its gradients and the random state stay as they were.
 
@@ -28,21 +53,184 @@ def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
     import pandas as pd
 
     parameters = dict(model.named_parameters())
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    was_training = model.training
-    model.train()
-    try:
-        with torch.random.fork_rng(), torch.enable_grad():
-            logits = torch.func.functional_call(model, parameters | buffers, (images,))
-            gradients = torch.autograd.grad(F.cross_entropy(logits, labels), list(parameters.values()))
-    finally:
-        model.train(was_training)
+    with untouched(model):
+        loss = F.cross_entropy(model(images), labels)
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
 
     rows, layer, previous = [], 0, None
     for (path, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         name, _, kind = path.rpartition(".")
+        if kind not in ("weight", "bias"):
+            continue
         if name != previous and parameter.ndim >= 2:
             layer += 1
         previous = name
         rows.append({"layer": layer, "name": name, "kind": kind, "norm": gradient.norm().item()})
+    return pd.DataFrame(rows)
+
+
+def activation_gradients(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> "pd.DataFrame":
+    """Norms of the loss's gradients by each hidden layer's outputs, on one batch, in training mode.
+
+    Nothing of the model is changed, as in `gradient_norms`.
+
+    Args:
+        model: has its hidden layers in `model.layers`, in order from the input.
+        images, labels: as in `gradient_norms`.
+
+    Returns:
+        A row a hidden layer: layer (counted from 1 at the input), norm (Euclidean, over the whole batch).
+    """
+    import pandas as pd
+
+    outputs: list[torch.Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for layer in model.layers]
+    try:
+        with untouched(model):
+            loss = F.cross_entropy(model(images), labels)
+            gradients = torch.autograd.grad(loss, outputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # In double precision: squares of the smallest gradients are below what float32 can hold.
+    norms = [gradient.double().norm().item() for gradient in gradients]
+    return pd.DataFrame({"layer": range(1, len(norms) + 1), "norm": norms})
+
+
+@dataclass(frozen=True)
+class Rate:
+    """By what factor a gradient grows with each layer it is sent back through.
+
+    Attributes:
+        mean: the geometric mean of the layers' factors; below 1 gradients vanish, above 1 they explode.
+        sd: the standard deviation of the layers' factors.
+        layers: how many factors there are.
+    """
+
+    mean: float
+    sd: float
+    layers: int
+
+    def __repr__(self) -> str:
+        return f"{self.mean:.4f} ± {self.sd:.4f} a layer (over {self.layers} layers)"
+
+
+def rate_per_layer(norms: "pd.DataFrame") -> Rate:
+    """The rate at which gradients grow or shrink on their way back.
+
+    Args:
+        norms: as `activation_gradients` gives them, of two layers or more.
+
+    Raises:
+        SettingError: fewer than two layers, or a norm that is 0 or not finite, so that no rate can be given.
+    """
+    values = torch.tensor(norms.sort_values("layer")["norm"].to_numpy(), dtype=torch.float64)
+    if len(values) < 2 or not torch.isfinite(values).all() or (values <= 0).any():
+        raise SettingError("norms", values.tolist(), "finite norms above 0 of two layers or more")
+    factors = values[:-1] / values[1:]
+    sd = factors.std().item() if len(factors) > 1 else 0.0
+    return Rate(factors.log().mean().exp().item(), sd, len(factors))
+
+
+def mean_field_rate(model: MLP) -> float:
+    """The rate per layer that mean-field theory predicts for the gradient of an untrained, wide MLP.
+
+    A layer's gradient is sent back through the weights' transpose and through those ReLUs that are on, half of them.
+    With independent weights of variance v and n inputs its norm changes by the factor sqrt(n v / 2):
+
+    - plain, default (v = 1 / 3n): sqrt(1/6) = 0.408;
+    - plain, he (v = 2 / n): 1, which is what He et al. 2015 ("Delving deep into rectifiers") chose it for;
+    - plain with batch normalization, any initialisation: sqrt(pi / (pi - 1)) = 1.211, for large batches (Yang et al.
+      2019, "A mean field theory of batch normalization");
+    - residual, x + s relu(Wx): sqrt(1 + s^2 r^2), with r the plain net's rate, if the branch's gradient were
+      independent of the skip's (the argument of Yang & Schoenholz 2017, "Mean field residual networks"). It neglects
+      what positive activations have in common, and measurements lie above it: an exercise of notebook 02. A learned
+      scale starts at s = 0 and so at exactly 1.
+
+    Raises:
+        NotImplementedError: no closed form is known for this kind of net; the message names what is in the way.
+    """
+    if model.activation != "relu":
+        raise NotImplementedError(f"no closed form of the rate is known here for activation={model.activation!r}")
+    if model.dropout:
+        raise NotImplementedError(f"no closed form of the rate is known here for dropout={model.dropout}")
+    if model.normalization is not None and (model.residual or model.normalization != "batch"):
+        kind = "residual" if model.residual else "plain"
+        raise NotImplementedError(
+            f"no closed form of the rate is known here for a {kind} net with normalization={model.normalization!r}"
+        )
+    if model.normalization == "batch":
+        return math.sqrt(math.pi / (math.pi - 1))
+    plain = {"default": math.sqrt(1 / 6), "he": 1.0}[model.init]
+    if not model.residual:
+        return plain
+    scale = 0.0 if model.residual_scale == "zero" else initial_scale(model.residual_scale, model.depth)
+    return math.sqrt(1 + scale**2 * plain**2)
+
+
+def lesion_study(model: MLP, split: Split | str, data: ImageData) -> "pd.DataFrame":
+    """What becomes of a trained net when one of its hidden layers is left out.
+
+    After Veit et al. 2016, "Residual networks behave like ensembles of relatively shallow networks". A layer that is
+    left out passes its input on: of a residual net it is the branch that goes. The first layer, whose input is the
+    image, stays.
+
+    Args:
+        model: a trained net of two hidden layers or more; left as it was.
+        split: what to measure on, such as "validation".
+        data: the data set.
+
+    Returns:
+        A row a net: dropped (the layer left out, counted from 1 at the input; 0 for the whole net), loss, top1, top5.
+
+    Raises:
+        SettingError: the net has no layer that can be left out.
+    """
+    import pandas as pd
+
+    if len(model.layers) < 2:
+        raise SettingError("model", model, "a net of two hidden layers or more")
+    rows = [{"dropped": 0} | evaluate(model, split, data)]
+    for number, layer in enumerate(model.layers[1:], start=2):
+        hook = layer.register_forward_hook(lambda _, inputs, output: inputs[0])
+        try:
+            rows.append({"dropped": number} | evaluate(model, split, data))
+        finally:
+            hook.remove()
+    return pd.DataFrame(rows)
+
+
+def gradient_correlation(
+    model: nn.Module, start: torch.Tensor, end: torch.Tensor, *, points: int = 64
+) -> "pd.DataFrame":
+    """How alike the gradients at neighbouring inputs are (Balduzzi et al. 2017, "The shattered gradients problem").
+
+    The inputs lie evenly spaced on the straight line from one image to another. Each gives the gradient, by the
+    input, of the sum of its logits. Where neighbouring gradients are unrelated, as white noise is, the next step of
+    training cannot rely on the last one. Training mode; nothing of the model is changed, as in `gradient_norms`.
+
+    Args:
+        model: gives logits (B, classes).
+        start, end: images (C, H, W) float, normalised, on the model's device.
+        points: inputs on the line, from 4.
+
+    Returns:
+        A row a lag, from 0 to a quarter of the points: lag (in points), distance (Euclidean, of the inputs),
+        correlation (the mean over all pairs of inputs that far apart, from -1 to 1).
+    """
+    import pandas as pd
+
+    check_whole("points", points, 4)
+    along = torch.linspace(0, 1, points, device=start.device).view(-1, *[1] * start.ndim)
+    inputs = torch.lerp(start[None], end[None], along).requires_grad_()
+    with untouched(model):
+        (gradients,) = torch.autograd.grad(model(inputs).sum(), inputs)
+    gradients = gradients.flatten(1).double()
+    directions = F.normalize(gradients - gradients.mean(1, keepdim=True), dim=1, eps=0)
+    alike = directions @ directions.T
+    step = (end - start).norm().item() / (points - 1)
+    rows = [
+        {"lag": lag, "distance": lag * step, "correlation": alike.diagonal(lag).mean().item()}
+        for lag in range(points // 4 + 1)
+    ]
     return pd.DataFrame(rows)

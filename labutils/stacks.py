@@ -48,10 +48,12 @@ class MLPStack(nn.Module):
         self.activation = type(first.layers[0].activation)()
         if isinstance(self.activation, nn.ReLU):
             self.activation.inplace = True  # saves a pass through memory, which a stack needs more of
-        scales = [[[1.0 if model.residual_scale == "zero" else model.layers[-1].residual_scale or 1.0]] for model in models]
+        scales = [
+            [[1.0 if model.residual_scale == "zero" else model.layers[-1].residual_scale or 1.0]] for model in models
+        ]
         self.scales = torch.tensor(scales, device=first.head.weight.device)
         self.side_by_side: dict[str, torch.Tensor] = {}
-        for name, parameter in first.named_parameters():
+        for name, _ in first.named_parameters():
             together = nn.Parameter(lay_side_by_side([model.get_parameter(name) for model in models]))
             self.register_parameter(name.replace(".", "/"), together)
             self.side_by_side[name] = together

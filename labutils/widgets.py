@@ -2,24 +2,53 @@
 
 import base64
 import html
+import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import ipywidgets
 import pandas as pd
 import torch
 
 from labutils import plots
+from labutils.data import ImageData, batches
 from labutils.errors import SettingError
 from labutils.experiment import Experiment
+from labutils.models import MLP
+from labutils.probes import activation_gradients, mean_field_rate, rate_per_layer
 from labutils.runs import Run, run
-from labutils.training import History
+from labutils.training import History, seeded
 
 INVITATION = "Choose, predict, and press Train."
 REMEMBERED = 5  # earlier choices that stay in the figure
+EXPLORED_IMAGES = 128
+WORDS = {None: "none", True: "yes", False: "no"}
 
 
-class TrainingExplorer(ipywidgets.VBox):
+class Explorer(ipywidgets.VBox):
+    """What all explorers have in common: controls by the names of the settings, a status line, a figure."""
+
+    controls: dict[str, ipywidgets.Widget]
+    status: ipywidgets.HTML
+    figure: ipywidgets.Image
+
+    def choice(self) -> dict[str, object]:
+        """The settings as they are chosen now."""
+        return {name: widget.value for name, widget in self.controls.items()}
+
+    def complain(self, error: Exception) -> None:
+        """Show an error where the learner looks."""
+        self.status.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        # Where no widget can run (a printed page, a web view of the file), the figure stands in for it.
+        picture = base64.b64encode(self.figure.value).decode()
+        return super()._repr_mimebundle_(**kwargs) | {"image/png": picture}
+
+
+class TrainingExplorer(Explorer):
     """Choose settings, press Train, and watch the curves grow beside those of earlier choices.
 
     Training runs in a thread of its own, so the notebook goes on working; Stop ends it after the epoch it is in.
@@ -52,7 +81,7 @@ class TrainingExplorer(ipywidgets.VBox):
         self.reset_button = ipywidgets.Button(description="Reset", icon="refresh")
         self.progress = ipywidgets.IntProgress(min=0, max=experiment.training.epochs, description="Epoch")
         self.status = ipywidgets.HTML(value=INVITATION)
-        self.figure = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", width="850px"))
+        self.figure = figure_widget()
         self.train_button.on_click(lambda _: self.train())
         self.stop_button.on_click(lambda _: self.stopping.set())
         self.reset_button.on_click(lambda _: self.reset())
@@ -62,10 +91,6 @@ class TrainingExplorer(ipywidgets.VBox):
             self.runs[describe({name: settings.get(name) for name in choices})] = finished
         super().__init__([*self.controls.values(), buttons, self.progress, self.status, self.figure])
         self.draw({})
-
-    def choice(self) -> dict[str, object]:
-        """The settings as they are chosen now."""
-        return {name: widget.value for name, widget in self.controls.items()}
 
     def train(self) -> None:
         """Train the choice in the background; does nothing while another is in training."""
@@ -93,8 +118,8 @@ class TrainingExplorer(ipywidgets.VBox):
 
         try:
             finished = run(self.experiment.override(**choice), progress=False, on_epoch=after_epoch)
-        except Exception as error:  # shown where the learner looks
-            self.status.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
+        except Exception as error:
+            self.complain(error)
         else:
             self.runs.pop(label, None)
             self.runs[label] = finished
@@ -123,15 +148,110 @@ class TrainingExplorer(ipywidgets.VBox):
         caption = ", ".join({"{data} ({source})".format(**finished.metrics) for finished in self.runs.values()})
         self.figure.value = plots.history(frames, caption=caption).png()
 
-    def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        # Where no widget can run (a printed page, a web view of the file), the figure stands in for it.
-        picture = base64.b64encode(self.figure.value).decode()
-        return super()._repr_mimebundle_(**kwargs) | {"image/png": picture}
+
+class GradientExplorer(Explorer):
+    """Choose an untrained network and see at once how the gradient fares on its way back through the layers.
+
+    Each move costs one forward and one backward pass; nothing is trained.
+
+    Args:
+        data: whose first training images are shown to the networks.
+        choices: the values each setting of MLP offers, by its name, as in TrainingExplorer.
+        start: the values to start from, by the setting's name; without one a setting starts from its first value.
+        seed: of the initial weights.
+
+    Attributes:
+        profile: the gradient norms drawn last, a row a layer.
+        milliseconds: how long the last move took, from the choice to the finished picture.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        choices: Mapping[str, Sequence],
+        *,
+        start: Mapping[str, object] = MappingProxyType({}),
+        seed: int = 0,
+    ):
+        if not choices:
+            raise SettingError("choices", choices, "one setting or more, with the values it offers")
+        self.data, self.seed = data, seed
+        self.images, self.labels = next(batches(data.train, data, EXPLORED_IMAGES))
+        self.controls = {name: control(name, values, start.get(name)) for name, values in choices.items()}
+        self.earlier: list[pd.DataFrame] = []
+        self.profile: pd.DataFrame | None = None
+        self.milliseconds = 0.0
+        self.live = plots.LiveProfile()
+        self.status = ipywidgets.HTML()
+        self.figure = figure_widget()
+        self.reset_button = ipywidgets.Button(description="Reset", icon="refresh")
+        self.reset_button.on_click(lambda _: self.reset())
+        for widget in self.controls.values():
+            widget.observe(lambda _: self.draw(), names="value")
+        super().__init__([*self.controls.values(), self.reset_button, self.status, self.figure])
+        self.draw()
+
+    def reset(self) -> None:
+        """Forget the earlier choices."""
+        self.earlier.clear()
+        self.profile = None
+        self.draw()
+
+    def draw(self) -> None:
+        """Measure the network chosen now, and redraw."""
+        start = time.perf_counter()
+        try:
+            with seeded(self.seed, self.data.device):
+                model = MLP(
+                    **self.choice(),
+                    in_features=math.prod(self.data.image_shape),
+                    classes=len(self.data.classes),
+                ).to(self.data.device)
+            profile = activation_gradients(model, self.images, self.labels)
+        except Exception as error:
+            self.complain(error)
+            return
+        if self.profile is not None:
+            self.earlier = [*self.earlier, self.profile][-plots.EARLIER_PROFILES :]
+        self.profile = profile
+        rate, theory = predict_rate(model)
+        self.figure.value = self.live.png(
+            profile, label=describe(self.choice()), residual=model.residual, rate=rate, earlier=self.earlier
+        )
+        self.milliseconds = 1_000 * (time.perf_counter() - start)
+        self.status.value = f"The gradient changes by <b>{measure_rate(profile)}</b>. Theory: {theory}."
+
+
+def predict_rate(model: MLP) -> tuple[float | None, str]:
+    """The rate that theory predicts, if it does, and what to say of it."""
+    try:
+        rate = mean_field_rate(model)
+    except NotImplementedError as error:
+        return None, html.escape(str(error))
+    return rate, f"{rate:.4f}"
+
+
+def measure_rate(profile: pd.DataFrame) -> str:
+    """The rate measured, or why there is none."""
+    try:
+        return str(rate_per_layer(profile))
+    except SettingError:
+        return "no rate: one layer alone, or a gradient too small for a number"
 
 
 def describe(choice: Mapping[str, object]) -> str:
     """A choice's label in the figure."""
-    return ", ".join(f"{name} {'none' if value is None else value}" for name, value in choice.items())
+    return ", ".join(f"{name.replace('_', ' ')} {in_words(value)}" for name, value in choice.items())
+
+
+def in_words(value: object) -> str:
+    """A setting's value as a label shows it."""
+    return WORDS[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def figure_widget() -> ipywidgets.Image:
+    """Where an explorer shows its figure."""
+    return ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", width="850px"))
 
 
 def control(name: str, values: Sequence, start: object) -> ipywidgets.Widget:
@@ -143,6 +263,6 @@ def control(name: str, values: Sequence, start: object) -> ipywidgets.Widget:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         layout = ipywidgets.Layout(width="30em")
         return ipywidgets.SelectionSlider(options=values, index=index, description=label, style=style, layout=layout)
-    options = [("none" if value is None else str(value), value) for value in values]
+    options = [(in_words(value), value) for value in values]
     style["button_width"] = "7em"
     return ipywidgets.ToggleButtons(options=options, index=index, description=label, style=style)

@@ -19,7 +19,7 @@ DEPENDENCIES = [
 ]
 CONDA_NAMES = {"torch": "pytorch", "ray": "ray-default"}
 # What extras of ours bring in is listed by name for conda, which knows no extras.
-OF_EXTRAS = {"docstring-parser": "jsonargparse", "typeshed-client": "jsonargparse"}
+OF_EXTRAS = {"docstring-parser": "jsonargparse", "typeshed-client": "jsonargparse", "grpcio": "ray"}
 
 
 def normalised(name):
