@@ -25,7 +25,7 @@ OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # where neither plain nor
 FAINT = "#9A9A9A"
 SHADES = "cividis"
 EARLIER_PROFILES = 4  # that stay in a live profile
-DASHES, MARKERS = ("-", "--", ":", "-."), "osD^"
+DASHES, MARKERS = ("-", "--", "-.", (0, (6, 1, 1, 1, 1, 1))), "osD^"  # dotted is for theory
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -191,7 +191,7 @@ def line_styles(labels: Sequence[str]) -> dict[str, dict[str, object]]:
         (RESIDUAL, [label for label in labels if label.startswith("residual")]),
         (PLAIN, [label for label in labels if not label.startswith("residual")]),
     ):
-        shades = LinearSegmentedColormap.from_list("family", [colour, shaded(colour, 0.35)])
+        shades = LinearSegmentedColormap.from_list("family", [colour, shaded(colour, 0.45)])
         for number, label in enumerate(family):
             share = number / max(len(family) - 1, 1)
             styles[label] = {"color": shades(share), "ls": DASHES[number % 4], "marker": MARKERS[number % 4]}
@@ -217,13 +217,16 @@ def draw_bands(
 
 
 @styled
-def accuracy_by_depth(results: pd.DataFrame, lines: Mapping[str, Mapping[str, object]], *, metric: str) -> Chart:
+def accuracy_by_depth(
+    results: pd.DataFrame, lines: Mapping[str, Mapping[str, object]], *, metric: str, lowest: float | None = None
+) -> Chart:
     """Mean accuracy against depth, with a band of one standard deviation over seeds.
 
     Args:
         results: a row a run, with depth and the metric.
         lines: what each line shows, by its label: the columns' values that its runs have.
         metric: the column to show, fractions from 0 to 1.
+        lowest: where the axis begins, as a fraction, to look at small differences; what lies lower is not shown.
     """
     figure, ((axis,),) = chart(height=4.2, caption=origin(results))
     for label, style in line_styles(list(lines)).items():
@@ -233,9 +236,10 @@ def accuracy_by_depth(results: pd.DataFrame, lines: Mapping[str, Mapping[str, ob
     axis.set_xscale("log")
     axis.set_xticks(depths, [str(depth) for depth in depths])
     axis.minorticks_off()
-    axis.set(xlabel="depth (hidden layers, logarithmic)", ylabel="correct (%)", ylim=(None, 1.01))
+    axis.set(xlabel="depth (hidden layers, logarithmic)", ylabel="correct (%)", ylim=(lowest, None))
     axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    axis.legend()
+    if any(lines):
+        axis.legend()
     return figure
 
 
@@ -265,9 +269,9 @@ def gradient_profiles(
             layers = np.unique(profile["layer"])
             last = np.exp(np.log(profile[profile["layer"] == layers[-1]]["norm"]).mean())
             predicted = last * rates[label] ** (layers[-1] - layers)
-            axis.plot(layers, predicted, color="black", ls=(0, (1, 2)), lw=1.2)
+            axis.plot(layers, predicted, color="black", ls=":", lw=1.4)
     if rates:
-        axis.plot([], [], color="black", ls=(0, (1, 2)), lw=1.2, label="theory")
+        axis.plot([], [], color="black", ls=":", lw=1.4, label="theory")
     axis.set_yscale("log")
     axis.set(xlabel="layer (1 is next to the image)", ylabel=f"gradient norm by\n{what}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -307,7 +311,7 @@ class LiveProfile:
         self.axis.set(xlabel="layer (1 is next to the image)", ylabel="gradient norm by\nthe hidden layer's outputs")
         self.earlier = [self.axis.plot([], [], color=FAINT, lw=1, alpha=0.7)[0] for _ in range(EARLIER_PROFILES)]
         (self.line,) = self.axis.plot([], [], marker=".")
-        (self.theory,) = self.axis.plot([], [], color="black", ls=(0, (1, 2)), lw=1.2, label="theory")
+        (self.theory,) = self.axis.plot([], [], color="black", ls=":", lw=1.4, label="theory")
         self.axis.set_ylim(1e-9, 1e9)
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")  # where things stand is settled once
@@ -360,7 +364,7 @@ def gradient_heatmaps(panels: Mapping[str, pd.DataFrame], *, caption: str = "") 
     high = max(table.to_numpy().max() for table in tables.values())
     for axis, (title, table) in zip(axes, tables.items(), strict=True):
         mesh = axis.pcolormesh(table.columns, table.index, table, cmap=SHADES, vmin=low, vmax=high, shading="nearest")
-        axis.set(title=title, xlabel="epoch (0: before training)", ylabel="layer (1 is next to the image)")
+        axis.set(title=title, xlabel="epoch", ylabel="layer (1 is next to the image)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(visible=False)
     figure.colorbar(mesh, ax=list(axes), label="weight gradient's norm (power of ten)")

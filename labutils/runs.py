@@ -342,6 +342,8 @@ def load_run(path: Path) -> Run:
     experiment = replace(experiment, name=metrics["experiment"])
     frame = pd.read_csv(path / "history.csv")
     history = History(frame.to_dict("records"))
+    if len(frame) != metrics["epochs_run"] or history.best_epoch != metrics["best_epoch"]:
+        raise ValueError("history.csv is not of the run that metrics.json is of")
     history.stopped_early = metrics["stopped_early"]
     if experiment.tracking.gradients:
         probes = pd.read_csv(path / "gradients.csv")

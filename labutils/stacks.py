@@ -127,6 +127,10 @@ def fit_stack(
 ) -> list[History | Diverged]:
     """Train MLPs of one shape together; each learns what `fit` alone would have taught it, to rounding.
 
+    Where a gradient is 0 but for rounding, as that of a bias before batch normalization is, Adam makes full steps of
+    it. They change nothing but batch normalization's running means, and through those the validation figures: as
+    much as they differ between one thread and two.
+
     Args:
         models: what to train, in place, as in `fit`.
         data: as in `fit`.

@@ -1,6 +1,7 @@
 """Where a sweep's work is done: processes on this machine's cores, or on the machines of a Ray cluster."""
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from labutils.errors import SettingError, check_whole
 
 CONNECT_TIMEOUT_S = 12
+MACHINES_LOST = 3  # how often Ray starts a worker again that went with its machine
 
 
 class ClusterError(OSError):
@@ -63,7 +65,11 @@ class LocalWorkers:
 
 @dataclass(frozen=True)
 class RayWorkers:
-    """Ray actors of one core each or, where the cluster has GPUs, of one GPU each."""
+    """Ray tasks of one core each or, where the cluster has GPUs, of one GPU each.
+
+    Not through joblib's Ray backend: its pool of actors waits for ever once a machine of the cluster has gone. A task
+    whose machine goes is started again by Ray on another one, and the others work on.
+    """
 
     jobs: int | None
 
@@ -80,18 +86,13 @@ class RayWorkers:
         return max(1, there if self.jobs is None else min(self.jobs, there))
 
     def work(self, function: Callable, *arguments: object, environment: Mapping[str, str]) -> None:
-        import joblib
         import ray
-        from ray.util.joblib import register_ray
 
-        register_ray()
-        needs, count = self.resources()[0], self.count()
-        call = joblib.delayed(call_in_worker)(function, arguments, environment)
+        task = ray.remote(**{self.resources()[0]: 1}, max_retries=MACHINES_LOST)(call_in_worker)
         try:
-            with joblib.parallel_config("ray", n_jobs=count, ray_remote_args={needs: 1}):
-                joblib.Parallel(batch_size=1, pre_dispatch="all")([call] * count)
-        except ray.exceptions.RayError as error:
-            raise WorkersDied("a machine of the cluster, or a worker on it, went away") from error
+            ray.get([task.remote(function, arguments, environment) for _ in range(self.count())])
+        except ray.exceptions.WorkerCrashedError as error:
+            raise WorkersDied("machines of the cluster, or workers on them, went away again and again") from error
 
 
 def call_in_worker(function: Callable, arguments: tuple, environment: Mapping[str, str]) -> None:
@@ -140,6 +141,9 @@ def connect(address: str) -> Callable[[], None]:
 
     def join() -> None:
         try:
+            if address != "auto":
+                parts = urlsplit(address)
+                socket.create_connection((parts.hostname, parts.port), timeout=CONNECT_TIMEOUT_S).close()
             ray.init(address, log_to_driver=False, logging_level="error")
         except BaseException as error:  # handed on to the thread that waits
             failure.append(error)

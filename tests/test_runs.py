@@ -1,4 +1,7 @@
 import json
+import pathlib
+import subprocess
+import sys
 import threading
 
 import pandas as pd
@@ -54,15 +57,17 @@ def test_force_trains_anew(store, experiment):
     assert second.history.frame[columns].equals(first.history.frame[columns])
 
 
+@pytest.mark.parametrize("damage", [pathlib.Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:20])])
 @pytest.mark.parametrize("name", ["experiment.yaml", "history.csv", "metrics.json", "model.safetensors"])
-def test_a_run_with_a_missing_file_is_reported_and_run_again(store, experiment, name):
+def test_a_run_with_a_damaged_file_is_reported_and_run_again(store, experiment, name, damage):
     other = lab.run(experiment.override(seed=1), progress=False)
     path = lab.run(experiment, progress=False).path
-    (path / name).unlink()
-    with pytest.warns(runs.DamagedRun, match=path.name):
+    before = {file: file.read_bytes() for file in other.path.iterdir()}
+    damage(path / name)
+    with pytest.warns(lab.DamagedRun, match=path.name):
         mended = lab.run(experiment, progress=False)
-    assert (mended.path / name).is_file()
-    assert other.path.is_dir()
+    assert lab.run(experiment, on_epoch=lambda history: pytest.fail("trained again")).metrics == mended.metrics
+    assert before == {file: file.read_bytes() for file in other.path.iterdir()}
 
 
 def test_a_run_that_fails_leaves_nothing(store, experiment):
@@ -89,7 +94,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(store, experimen
         raise OSError("No space left on device")
 
     monkeypatch.setattr(pd.DataFrame, "to_csv", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(lab.StoreError, match="No space"):
         lab.run(experiment, force=True, progress=False)
     monkeypatch.undo()
     monkeypatch.setenv("LABUTILS_RUNS", str(store))
@@ -126,63 +131,23 @@ def test_initial_weights_come_from_the_training_seed(store, experiment):
     assert other != same[0]
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    """A small sweep in worker processes, one of whose runs fails."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LABUTILS_RUNS", str(tmp_path_factory.mktemp("swept")))
-        axes = {"lr": [1e-3, 1e30], "seed": [0, 1]}
-        experiments = lab.grid("mlp_mnist", axes=axes, profile="smoke", depth=1, width=8, epochs=1, optimizer="sgd")
-        yield experiments, lab.sweep(experiments, jobs=2, progress=False), runs.store_root()
+def test_a_store_that_cannot_be_written_is_named_before_training(experiment, monkeypatch):
+    monkeypatch.setenv("LABUTILS_RUNS", "/proc/runs")
+    with pytest.raises(lab.StoreError, match=r"/proc/runs can't be written .*LABUTILS_RUNS"):
+        lab.run(experiment, on_epoch=lambda history: pytest.fail("trained"))
 
 
-def test_a_sweep_gives_a_row_a_run_in_order(swept):
-    experiments, results, _ = swept
-    assert results["lr"].tolist() == [e.training.lr for e in experiments]
-    assert results["seed"].tolist() == [0, 1, 0, 1]
-    assert results["scheduler"].tolist() == ["none"] * 4
-    assert results["threads"].dropna().unique().tolist() == [1]
-
-
-def test_a_run_that_fails_in_a_sweep_is_reported_and_stops_nothing(swept):
-    _, results, folder = swept
-    assert results["error"].notna().tolist() == [False, False, True, True]
-    assert "Diverged" in results["error"][2]
-    kept = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    assert kept == set(results["run"].dropna())
-
-
-def test_a_sweep_goes_on_where_it_was(swept):
-    experiments, results, folder = swept
-    times = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
-    assert len(times) == 2
-    again = lab.sweep(experiments[:2], jobs=1, progress=False)
-    assert again["test_top1"].tolist() == results["test_top1"][:2].tolist()
-    assert times == {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
-
-
-def test_the_bank_gives_back_what_was_put_in(swept, tmp_path, monkeypatch):
-    _, results, _ = swept
-    monkeypatch.setattr(runs, "results_folder", lambda: tmp_path)
-    runs.save_results("small", results)
-    banked = lab.load_results("small")
-    assert banked["normalization"].tolist() == ["none"] * 4
-    assert banked["test_loss"][:2].tolist() == results["test_loss"][:2].tolist()
-    assert banked["error"].isna().tolist() == [True, True, False, False]
-    with pytest.raises(lab.SettingError, match=r"smal: .*did you mean small"):
-        lab.load_results("smal")
-
-
-@pytest.mark.parametrize(("arguments", "word"), [({"experiments": []}, "experiments"), ({"jobs": 0}, "jobs")])
-def test_wrong_sweeps_are_named(experiment, arguments, word):
-    with pytest.raises(lab.SettingError, match=word):
-        lab.sweep(**{"experiments": [experiment]} | arguments)
-
-
-def test_the_bank_holds_three_seeds_of_every_cell():
-    bank = lab.load_results("mlp_depth_width")
-    cells = bank.groupby(["depth", "width", "normalization", "scheduler"])["seed"].agg(set)
-    assert len(cells) == 6 * 3 * 2 * 2
-    assert all(seeds == {0, 1, 2} for seeds in cells)
-    assert set(bank["data"]) == {"MNIST"}
-    assert set(bank["profile"]) == {"laptop"}
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
+def test_a_full_disk_is_named_before_training(store):
+    code = (
+        "import resource, labutils as lab\n"
+        "experiment = lab.Experiment.load('mlp_mnist', profile='smoke', depth=1, width=4, epochs=1)\n"
+        "lab.load_data(**experiment.data)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))  # every file is full after a kilobyte\n"
+        "lab.run(experiment, on_epoch=lambda history: print('trained'))\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "StoreError: the run store" in finished.stderr
+    assert "trained" not in finished.stdout
+    assert [path.name for path in store.iterdir()] == [".locks"]
+    assert not list((store / ".locks").iterdir())
