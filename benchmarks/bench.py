@@ -16,11 +16,14 @@ Measured on two cores of an AMD EPYC that is shared with others, torch 2.15, MNI
 - importing labutils takes 1.08 of importing torch (n = 5; bar 1.2).
 """
 
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -29,12 +32,15 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 import labutils as lab
+from labutils import sweeps
 from labutils.runs import provenance
 
 ROUNDS = 15
 SMALLEST = {"depth": 1, "width": 32}  # of the course's MLPs
 TYPICAL = {"depth": 5, "width": 64}  # the one that notebook 01 trains
 DEEPEST = {"depth": 40, "width": 64}
+NORMALISED = {**DEEPEST, "normalization": "batch"}
+SEEDS = 8
 TRAINING = lab.Training(epochs=1)
 
 
@@ -66,13 +72,13 @@ def compare(
     return met
 
 
-def fitting(data: lab.ImageData, shape: dict[str, int]) -> Callable[[], object]:
+def fitting(data: lab.ImageData, shape: dict[str, object]) -> Callable[[], object]:
     """One epoch of fit."""
     model = lab.MLP(**shape)
     return lambda: lab.fit(model, data, TRAINING, progress=False)
 
 
-def bare_loop(data: lab.ImageData, shape: dict[str, int]) -> Callable[[], object]:
+def bare_loop(data: lab.ImageData, shape: dict[str, object]) -> Callable[[], object]:
     """The same forward and backward passes and steps, on batches that are already there."""
     model = lab.MLP(**shape)
     optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr, fused=True)
@@ -87,7 +93,33 @@ def bare_loop(data: lab.ImageData, shape: dict[str, int]) -> Callable[[], object
     return epoch
 
 
-def usual_loop(data: lab.ImageData, shape: dict[str, int], workers: int) -> Callable[[], object]:
+def stacked(data: lab.ImageData, shape: dict[str, object], count: int) -> Callable[[], object]:
+    """One epoch of a stack of networks that differ in their seeds."""
+    models, trainings = [lab.MLP(**shape) for _ in range(count)], [replace(TRAINING, seed=s) for s in range(count)]
+    return lambda: lab.fit_stack(models, data, trainings)
+
+
+def one_by_one(data: lab.ImageData, shape: dict[str, object], count: int) -> Callable[[], object]:
+    """One epoch of fit for each of them, one after the other."""
+    models, trainings = [lab.MLP(**shape) for _ in range(count)], [replace(TRAINING, seed=s) for s in range(count)]
+    return lambda: [lab.fit(model, data, each, progress=False) for model, each in zip(models, trainings, strict=True)]
+
+
+def sweeping(shape: dict[str, object], count: int, largest_stack: int) -> Callable[[], object]:
+    """One epoch of as many seeds by `sweep`, on all cores, stacked or not, in a store of its own."""
+    axes = {"training.seed": list(range(count))}
+    experiments = lab.grid("mlp_mnist", axes=axes, profile="laptop", epochs=1, **shape)
+
+    def work() -> None:
+        with tempfile.TemporaryDirectory() as store:
+            os.environ["LABUTILS_RUNS"] = store
+            sweeps.LARGEST_STACK = largest_stack
+            lab.sweep(experiments, progress=False)
+
+    return work
+
+
+def usual_loop(data: lab.ImageData, shape: dict[str, object], workers: int) -> Callable[[], object]:
     """torchvision's MNIST, a PIL image at a time, through transforms and a DataLoader; plain Adam."""
     dataset = datasets.MNIST.__new__(datasets.MNIST)  # the same images, without fetching them a second time
     dataset.data, dataset.targets, dataset.target_transform = data.train.images[:, 0], data.train.labels, None
@@ -134,6 +166,16 @@ def main() -> int:
                 fitting(data, TYPICAL), bare_loop(data, TYPICAL), ROUNDS),
         compare("fit / bare loop, an epoch, depth 40 x 64", "at most 1.05", lambda ratio: ratio <= 1.05,
                 fitting(data, DEEPEST), bare_loop(data, DEEPEST), 5),
+        compare("stack of 8 / 8 fits, an epoch, depth 40 x 64", "at most 0.5", lambda ratio: ratio <= 0.5,
+                stacked(data, DEEPEST, SEEDS), one_by_one(data, DEEPEST, SEEDS), 5),
+        compare("stack of 8 / 8 fits, the same with batch norm", "at most 0.5", lambda ratio: ratio <= 0.5,
+                stacked(data, NORMALISED, SEEDS), one_by_one(data, NORMALISED, SEEDS), 5),
+        compare("sweep of 8, stacked / unstacked, an epoch, 40 x 64", "below 1", lambda ratio: ratio < 1,
+                sweeping(DEEPEST, SEEDS, 8), sweeping(DEEPEST, SEEDS, 1), 5),
+        compare("sweep of 8, stacked / unstacked, with batch norm", "below 1", lambda ratio: ratio < 1,
+                sweeping(NORMALISED, SEEDS, 8), sweeping(NORMALISED, SEEDS, 1), 5),
+        compare("sweep of 8, stacked / unstacked, 1 x 32", "below 1", lambda ratio: ratio < 1,
+                sweeping(SMALLEST, SEEDS, 8), sweeping(SMALLEST, SEEDS, 1), 5),
         compare("usual loop, no workers / fit, an epoch, depth 5 x 64", "at least 2", lambda ratio: ratio >= 2,
                 usual_loop(data, TYPICAL, workers=0), fitting(data, TYPICAL), 3),
         compare("usual loop, two workers / fit, an epoch, depth 5 x 64", "at least 2", lambda ratio: ratio >= 2,

@@ -19,7 +19,7 @@ from labutils.experiment import (
     known_settings,
     settings_parser,
 )
-from labutils.results import save_results
+from labutils.results import save_results, settings_that_vary
 from labutils.runs import run
 from labutils.sweeps import sweep
 from labutils.training import Diverged
@@ -136,8 +136,7 @@ def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
     failed = results[results["error"].notna()] if "error" in results else results.iloc[:0]
     print(f"{len(results) - len(failed)} of {len(results)} runs are in the store")
     if len(failed):
-        varying = [name for name in failed if results[name].nunique() > 1 or name == "error"]
-        print(failed[varying].to_string(index=False), file=sys.stderr)
+        print(failed[[*settings_that_vary(results), "error"]].to_string(index=False), file=sys.stderr)
     elif options.save_results:
         print(f"banked in {save_results(experiments[0].name, results)}")
     return 1 if len(failed) else 0

@@ -125,10 +125,7 @@ def check_plain_rate(answer: Callable[[float], float] | None) -> Verdict:
         with seeded(0, torch.device("cpu")):
             measured = measured_rate(spread)
         if not is_near(given, measured, RATE_TOLERANCE):
-            return Verdict(
-                False,
-                f"a = {spread:.3f}: the gradient of a net that was built changes by {measured:.3f} a layer, you say {given}",
-            )
+            return Verdict(False, f"a = {spread:.3f}: a net that was built has {measured:.3f} a layer, you say {given}")
     return Verdict(True, "your formula gives what nets of three spreads were measured to have; a = 1 gives .408")
 
 
@@ -163,20 +160,13 @@ def check_growth(answer: Callable[[float, float], tuple[float, float]] | None) -
             return Verdict(False, f"return two numbers, the mean and the mean square, not {given!r}")
         with seeded(0, torch.device("cpu")):
             expected_mean, expected_square = measured_growth(mean, square)
-        before = f"mean {mean}, mean square {square}"
+        before = f"mean {mean}, mean square {square}: layers that were built have afterwards"
         if abs(next_mean - expected_mean) > GROWTH_TOLERANCE * math.sqrt(square):
-            return Verdict(
-                False,
-                f"{before}: layers that were built have mean {expected_mean:.2f} after it, you say {next_mean:.2f}",
-            )
+            return Verdict(False, f"{before} mean {expected_mean:.2f}, you say {next_mean:.2f}")
         if abs(next_square - expected_square) > GROWTH_TOLERANCE * square:
-            hint = ""
-            if is_near(next_square, square * 7 / 6, 1e-3):
-                hint = "; you treat input and branch as if their product were 0 on average"
-            return Verdict(
-                False,
-                f"{before}: layers that were built have mean square {expected_square:.2f} after it, you say {next_square:.2f}{hint}",
-            )
+            independent = is_near(next_square, square * 7 / 6, 1e-3)
+            hint = "; you treat input and branch as if their product were 0 on average" if independent else ""
+            return Verdict(False, f"{before} mean square {expected_square:.2f}, you say {next_square:.2f}{hint}")
     return Verdict(True, "your recursion gives what residual layers were measured to do")
 
 

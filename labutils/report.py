@@ -8,7 +8,7 @@ import pandas as pd
 from labutils import plots
 from labutils.errors import SettingError
 from labutils.experiment import Experiment, grid
-from labutils.results import load_results
+from labutils.results import load_results, settings_that_vary
 from labutils.runs import find_run, load_experiment_data, run_path
 from labutils.sweeps import row
 
@@ -63,13 +63,6 @@ def finished_runs(experiments: Sequence[Experiment], name: str) -> pd.DataFrame:
             "report", f"{name} at the {profile} profile", "a sweep with finished runs (`labutils sweep` makes them)"
         )
     return banked
-
-
-def settings_that_vary(runs: pd.DataFrame) -> list[str]:
-    """The columns of settings, which stand between `run` and `train_loss`, that have more than one value."""
-    columns = list(runs.columns)
-    settings = columns[columns.index("run") + 1 : columns.index("train_loss")]
-    return [setting for setting in settings if runs[setting].nunique() > 1]
 
 
 def summarise(runs: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:

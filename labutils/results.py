@@ -38,3 +38,8 @@ def load_results(name: str) -> "pd.DataFrame":
     if not path.is_file():
         raise UnknownSetting(name, [banked.stem for banked in results_folder().glob("*.csv")])
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def settings_that_vary(runs: "pd.DataFrame") -> list[str]:
+    """The columns of settings that have more than one value: those from the model's kind to the training's seed."""
+    return [name for name in runs.loc[:, "kind":"seed"] if len(runs[name].unique()) > 1]

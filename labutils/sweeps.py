@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 LARGEST_STACK = 8  # nets trained as one; more would outgrow a processor's caches
 BUSY_POLL_S = 1.0  # how often runs that another sweep is training are looked for
 PROGRESS_POLL_S = 0.5
+PROGRESS_FORMAT = "{percentage:3.0f}%|{bar:20}| {desc}[{elapsed} gone, {remaining} left]"
 FRUITLESS_PASSES = 3  # passes that end with dead workers and no new run, after which the rest is given up
 
 
@@ -254,8 +255,7 @@ def read_rows(folder: Path) -> dict[str, dict]:
 def progress_line(folder: Path, experiments: Mapping[str, Experiment], *, visible: bool) -> Iterator[None]:
     """Show how many runs are done, running and failed, and the time left, from the journal, as long as it is open."""
     costs = {name: cost(experiment) for name, experiment in experiments.items()}
-    bar = progress_bar(sum(costs.values()), unit="", visible=visible)
-    bar.bar_format = "{percentage:3.0f}%|{bar:20}| {desc}[{elapsed} gone, {remaining} left]"
+    bar = progress_bar(sum(costs.values()), unit="", visible=visible, bar_format=PROGRESS_FORMAT)
     over = threading.Event()
 
     def show() -> None:

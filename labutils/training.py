@@ -366,8 +366,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def progress_bar(total: int, *, unit: str, visible: bool) -> "tqdm":
+def progress_bar(total: int, *, unit: str, visible: bool, bar_format: str | None = None) -> "tqdm":
     """A bar of so many units of work; $TQDM_DISABLE hides it, also in notebooks, where tqdm itself does not heed it."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit=unit, leave=False, disable=not visible or bool(os.environ.get("TQDM_DISABLE")))
+    hidden = not visible or bool(os.environ.get("TQDM_DISABLE"))
+    return tqdm(total=total, unit=unit, leave=False, disable=hidden, bar_format=bar_format)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from labutils import archives, runs
+from labutils import archives, results
 from labutils.cli import main
 
 
@@ -31,6 +31,9 @@ def test_run_trains_and_says_where_it_is_kept(store, capsys):
         (["run", "mlp_mnist", "depth", "3"], ["depth", "--NAME VALUE"]),
         (["run", "mlp_mnist", "--profile", "quick"], ["profile", "quick", "smoke"]),
         (["sweep", "mlp_mnist"], ["sweep", "mlp_mnist"]),
+        (["sweep", "mlp_residual", "--cluster", "there"], ["cluster", "there", "ray://HOST:PORT"]),
+        (["sweep", "mlp_residual", "--model.normalization", "group"], ["model.normalization", "group", "batch"]),
+        (["report", "mlp_mnist"], ["sweep", "mlp_mnist"]),
         (["data", "minst"], ["name", "minst", "mnist"]),
     ],
 )
@@ -72,16 +75,16 @@ def test_data_that_cannot_be_had_fails(tmp_path, capsys, monkeypatch):
 
 
 def test_sweep_banks_results_and_fails_when_a_run_does(store, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "results_folder", lambda: tmp_path / "bank")
+    monkeypatch.setattr(results, "results_folder", lambda: tmp_path / "bank")
     arguments = ["sweep", "mlp_depth_width", "--width", "8", "--epochs", "1", "--jobs", "1", "--save-results"]
     assert main([*arguments, "--depth", "1"]) == 0
     assert "2 of 2 runs" in capsys.readouterr().out
-    assert len(runs.load_results("mlp_depth_width")) == 2
+    assert len(results.load_results("mlp_depth_width")) == 2
     assert main([*arguments, "--depth", "1", "--optimizer", "sgd", "--lr", "1e30"]) == 1
     captured = capsys.readouterr()
     assert "0 of 2 runs" in captured.out
     assert "Diverged" in captured.err
-    assert set(runs.load_results("mlp_depth_width")["lr"]) == {0.001}
+    assert set(results.load_results("mlp_depth_width")["lr"]) == {0.001}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
@@ -108,3 +111,17 @@ def test_an_interrupt_shows_the_epochs_so_far(store):
     assert process.returncode == 130
     assert "validation_accuracy" in printed
     assert "interrupted, so not kept" in printed
+
+
+def test_report_tells_and_draws_what_a_sweep_found(store, tmp_path, capsys):
+    assert main(["report", "mlp_narrow", "--to", str(tmp_path / "none")]) == 2
+    assert "sweep" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert main(["sweep", "mlp_narrow", "--jobs", "1"]) == 0
+    capsys.readouterr()
+    assert main(["report", "mlp_narrow", "--to", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^ *2 +3 +\d+ +\d+\.\d\d ± \d+\.\d\d", printed, flags=re.MULTILINE)
+    kept = {path.name for path in (tmp_path / "report").iterdir()}
+    assert kept == {"runs.csv", "summary.csv", "accuracy_by_depth.png", "accuracies.png"}
+    assert all(str(tmp_path / "report" / name) in printed for name in kept)

@@ -1,7 +1,10 @@
+import math
+
 import pandas as pd
 import pytest
 import torch
 
+from labutils import exercises
 from labutils.exercises import check_choice_of_model, check_floor, check_parameters
 
 RESULTS = pd.DataFrame(
@@ -60,3 +63,35 @@ def test_choice_of_model(answer, right, word):
 def test_a_verdict_says_what_stopped_a_function():
     assert "TypeError: no idea" in repr(check_floor(fails))
     assert isinstance(check_parameters(lambda depth, width: torch.nan).message, str)
+
+
+def test_the_plain_rate_is_checked_against_nets_that_are_measured():
+    assert exercises.check_plain_rate(lambda a: a / math.sqrt(6))
+    for wrong in (lambda a: a / math.sqrt(3), lambda a: a * a / 6, lambda a: 0.408, lambda a: None):
+        assert not exercises.check_plain_rate(wrong)
+    assert not exercises.check_plain_rate(None)
+    assert "ZeroDivisionError" in exercises.check_plain_rate(lambda a: 1 / 0).message
+
+
+def test_the_growth_is_checked_against_layers_that_are_measured():
+    def added(square):
+        return math.sqrt(square / (6 * math.pi))
+
+    assert exercises.check_growth(lambda m, q: (m + added(q), q + 2 * m * added(q) + q / 6))
+    independent = exercises.check_growth(lambda m, q: (m + added(q), q + q / 6))
+    assert not independent
+    assert "as if their product were 0" in independent.message
+    assert not exercises.check_growth(lambda m, q: (m, q + q / 6))
+    assert not exercises.check_growth(lambda m, q: q)
+    assert not exercises.check_growth(None)
+
+
+def test_the_last_depth_is_the_first_at_which_no_seed_learns():
+    results = pd.DataFrame({"depth": [1, 1, 2, 2, 3, 3], "validation_top1": [0.9, 0.9, 0.1, 0.8, 0.1, 0.11]})
+    results = pd.concat([results, pd.DataFrame({"depth": [4], "validation_top1": [0.1]})])
+    assert exercises.check_last_depth(3, results)
+    for wrong, word in ((2, "80.0%"), (4, "first"), (7, "hold")):
+        verdict = exercises.check_last_depth(wrong, results)
+        assert not verdict
+        assert word in verdict.message
+    assert not exercises.check_last_depth(None, results)

@@ -180,3 +180,22 @@ def test_wrong_grids_are_named(axes, words):
     with pytest.raises(lab.SettingError) as caught:
         lab.grid("mlp_mnist", axes=axes)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_sweep_of_several_grids_runs_each_experiment_once():
+    experiments = lab.grid("mlp_residual", profile="smoke")
+    assert len(experiments) == 2 * (2 * 2 + 2) * 3
+    grids = [{"depth": [1, 2]}, {"depth": [2], "width": [8, 64]}]
+    shapes = [(e.model["depth"], e.model["width"]) for e in lab.grid("mlp_mnist", axes=grids)]
+    assert shapes == [(1, 64), (2, 64), (2, 8)]
+
+
+@pytest.mark.parametrize("axes", [{}, [], [{}], {"depth": []}, {"depth": 3}])
+def test_an_empty_grid_is_refused(axes):
+    with pytest.raises(lab.SettingError, match="sweep"):
+        lab.grid("mlp_mnist", axes=axes)
+
+
+def test_a_sweep_key_that_no_experiment_has_is_named():
+    with pytest.raises(lab.SettingError, match=r"dephts: .*did you mean model.depth"):
+        lab.grid("mlp_mnist", axes=[{"depth": [1]}, {"dephts": [1]}])

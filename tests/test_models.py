@@ -89,3 +89,27 @@ def test_wrong_arguments_are_named(arguments, words):
     with pytest.raises(lab.SettingError) as caught:
         lab.MLP(**{"depth": 2, "width": 8} | arguments)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_residual_scales_are_numbers_the_depth_or_learned_from_zero():
+    torch.manual_seed(0)
+    x = torch.randn(4, 784)
+    plain = lab.MLP(3, 8)
+    for scale, factor in ((0.5, 0.5), ("depth", 3**-0.5), ("zero", 0.0)):
+        model = lab.MLP(3, 8, residual=True, residual_scale=scale)
+        model.load_state_dict(plain.state_dict(), strict=False)
+        hidden = plain.layers[0](x)
+        for layer in plain.layers[1:]:
+            hidden = hidden + factor * layer(hidden)
+        assert torch.allclose(model.features(x), hidden, atol=1e-6)
+    learned = [parameter for name, parameter in model.named_parameters() if name.endswith("residual_scale")]
+    assert len(learned) == 2
+    model(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in learned)
+    assert "residual_scale" not in str([name for name, _ in lab.MLP(3, 8, residual_scale="zero").named_parameters()])
+
+
+@pytest.mark.parametrize("scale", ["half", -1.0, True, None])
+def test_other_residual_scales_are_refused(scale):
+    with pytest.raises(lab.SettingError, match=r"residual_scale: .*'depth' or 'zero'"):
+        lab.MLP(3, 8, residual=True, residual_scale=scale)

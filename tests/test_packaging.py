@@ -60,8 +60,9 @@ def test_heavy_libraries_wait_until_they_are_used():
 
 def test_no_module_imports_one_above_it():
     layers = [
-        ["errors"], ["standins", "archives"], ["data"], ["models"], ["training"], ["probes", "tracking"],
-        ["experiment"], ["runs"], ["plots", "exercises"], ["teaching"], ["widgets", "doctor", "course"], ["cli"],
+        ["errors"], ["standins", "archives", "workers"], ["data"], ["models"], ["training"],
+        ["probes", "stacks", "tracking"], ["experiment"], ["runs", "results"], ["sweeps"], ["plots", "exercises"],
+        ["teaching", "report"], ["widgets", "doctor", "course"], ["cli"],
     ]  # fmt: skip
     rank = {name: level for level, names in enumerate(layers) for name in names}
     modules = {path.stem for path in (ROOT / "labutils").glob("*.py")} - {"__init__", "__main__"}
@@ -80,4 +81,8 @@ def test_the_readme_gives_the_banks_figures():
     plain = bank[(bank["normalization"] == "none") & (bank["scheduler"] == "none")]
     for depth, width in ((2, 128), (10, 64), (40, None)):
         runs = plain[(plain["depth"] == depth) & (plain["width"].eq(width) if width else True)]["test_top1"]
+        assert f"{100 * runs.mean():.2f} ± {100 * runs.std():.2f} %" in readme
+    residual = lab.load_results("mlp_residual").query("depth == 80 and normalization == 'none'")
+    for skip, scale in ((False, "1.0"), (True, "1.0"), (True, "depth")):
+        runs = residual[(residual["residual"] == skip) & (residual["residual_scale"] == scale)]["test_top1"]
         assert f"{100 * runs.mean():.2f} ± {100 * runs.std():.2f} %" in readme

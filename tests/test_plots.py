@@ -124,3 +124,60 @@ def test_a_chart_shows_itself_at_its_logical_width():
     bundle, metadata = plots.history(FRAME)._repr_mimebundle_()
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     assert metadata["image/png"]["width"] == 850
+
+
+def test_plain_and_residual_keep_their_colours_in_every_figure():
+    styles = plots.line_styles(["residual", "plain, batch norm", "residual, scaled", "plain"])
+    assert list(styles) == ["residual", "plain, batch norm", "residual, scaled", "plain"]
+    assert tuple(styles["residual"]["color"][:3]) == pytest.approx(to_rgb(plots.RESIDUAL), abs=0.01)
+    assert tuple(styles["plain, batch norm"]["color"][:3]) == pytest.approx(to_rgb(plots.PLAIN), abs=0.01)
+    looks = {(style["color"], str(style["ls"]), style["marker"]) for style in styles.values()}
+    assert len(looks) == 4
+    assert ":" not in {style["ls"] for style in styles.values()}  # theory's
+
+
+def test_gradient_profiles_are_geometric_means_with_theory_dotted():
+    profile = pd.DataFrame({"layer": [1, 2, 1, 2], "norm": [1.0, 10.0, 100.0, 10.0], "seed": [0, 0, 1, 1]})
+    figure = plots.gradient_profiles({"plain": profile}, rates={"plain": 0.5})
+    (axis,) = figure.axes
+    assert axis.lines[0].get_ydata().tolist() == pytest.approx([10, 10])
+    assert axis.lines[1].get_ydata().tolist() == pytest.approx([5, 10])
+    assert axis.get_yscale() == "log"
+
+
+def test_gradient_heatmaps_share_one_scale():
+    probes = pd.DataFrame(
+        {"epoch": [1, 1, 2, 2], "layer": [1, 2, 1, 2], "kind": "weight", "norm": [1e-3, 1.0, 1e-2, 1.0]}
+    )
+    figure = plots.gradient_heatmaps({"plain": probes, "residual": probes.assign(norm=100.0)})
+    limits = {mesh.get_clim() for axis in figure.axes[:2] for mesh in axis.collections}
+    assert limits == {(-3, 2)}
+
+
+def test_lesions_and_correlations_draw_a_line_a_net():
+    study = pd.DataFrame({"dropped": [0, 2, 3], "top1": [0.9, 0.5, 0.6]})
+    (axis,) = plots.lesions({"plain": study, "residual": study}).axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["plain", "residual"]
+    assert axis.lines[0].get_ydata().tolist() == [0.5, 0.6]
+    curve = pd.DataFrame({"distance": [0.0, 1.0, 0.0, 1.0], "correlation": [1.0, 0.2, 1.0, 0.4]})
+    (axis,) = plots.correlations({"plain": curve}).axes
+    assert axis.lines[0].get_ydata().tolist() == pytest.approx([1, 0.3])
+
+
+def test_a_live_profile_is_redrawn_with_what_came_before():
+    live = plots.LiveProfile()
+    one = pd.DataFrame({"layer": [1, 2, 3], "norm": [1e-3, 1e-2, 1e-1]})
+    first = live.png(one, label="one", residual=False, rate=0.1, earlier=[])
+    assert live.line.get_color() == plots.PLAIN
+    assert live.theory.get_ydata().tolist() == pytest.approx([1e-3, 1e-2, 1e-1])
+    second = live.png(one, label="one", residual=True, rate=None, earlier=[one.assign(norm=5.0)])
+    assert live.line.get_color() == plots.RESIDUAL
+    assert not live.theory.get_visible()
+    assert live.axis.get_ylim()[1] > 5
+    assert first != second
+
+
+def test_accuracies_draw_a_row_a_setting(results):
+    rows = {"plain, depth 1": {"depth": 1}, "residual, depth 4": {"depth": 4}}
+    (axis,) = plots.accuracies(results, rows, metric="test_top1").axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(rows)

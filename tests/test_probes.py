@@ -1,5 +1,7 @@
 import copy
+import math
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -41,3 +43,125 @@ def test_nothing_is_left_changed(batch):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all((parameter.grad == 7).all() for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_learned_scales_neither_count_as_layers_nor_have_a_row(batch):
+    norms = lab.gradient_norms(lab.MLP(3, 16, residual=True, residual_scale="zero"), *batch)
+    assert set(norms["kind"]) == {"weight", "bias"}
+    assert norms["layer"].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_activation_gradients_are_those_by_the_hidden_layers(batch):
+    model = lab.MLP(3, 16)
+    images, labels = batch
+    hidden, outputs = images.flatten(1), []
+    for layer in model.layers:
+        hidden = layer(hidden)
+        hidden.retain_grad()
+        outputs.append(hidden)
+    F.cross_entropy(model.head(hidden), labels).backward()
+    found = lab.activation_gradients(model, images, labels)
+    assert found["layer"].tolist() == [1, 2, 3]
+    assert found["norm"].tolist() == pytest.approx([output.grad.norm().item() for output in outputs], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "probe", [lab.activation_gradients, lambda net, x, y: lab.gradient_correlation(net, x[0], x[1])]
+)
+def test_other_probes_leave_nothing_changed_either(batch, probe):
+    model = lab.MLP(2, 16, normalization="batch", dropout=0.3).eval()
+    before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    probe(model, *batch)
+    assert not model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(layer._forward_hooks for layer in model.layers)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_rate_is_the_geometric_mean_towards_the_image():
+    rate = lab.rate_per_layer(pd.DataFrame({"layer": [1, 2, 3], "norm": [8.0, 4.0, 1.0]}))
+    assert rate.mean == pytest.approx(8**0.5)
+    assert rate.sd == pytest.approx(2**0.5)
+    assert rate.layers == 2
+    for norms in ([1.0], [0.0, 1.0], [math.nan, 1.0]):
+        with pytest.raises(lab.SettingError, match="norms"):
+            lab.rate_per_layer(pd.DataFrame({"layer": range(1, len(norms) + 1), "norm": norms}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate", "tolerance"),
+    [
+        ({}, math.sqrt(1 / 6), 0.03),
+        ({"init": "he"}, 1.0, 0.03),
+        ({"normalization": "batch"}, 1.2112, 0.03),
+        ({"normalization": "batch", "init": "he"}, 1.2112, 0.03),
+        ({"residual": True, "residual_scale": 0.0}, 1.0, 1e-6),
+        ({"residual": True, "residual_scale": "zero"}, 1.0, 1e-6),
+        ({"residual": True, "residual_scale": "depth"}, math.sqrt(1 + 1 / 240), 0.01),
+    ],
+)
+def test_theory_meets_measurement(digits, settings, rate, tolerance):
+    batch = next(batches(digits.train, digits, 512))
+    torch.manual_seed(0)
+    model = lab.MLP(40, 128, **settings)
+    assert lab.mean_field_rate(model) == pytest.approx(rate, rel=1e-4)
+    assert lab.rate_per_layer(lab.activation_gradients(model, *batch)).mean == pytest.approx(rate, rel=tolerance)
+
+
+def test_unscaled_skips_are_beyond_the_independence_argument(digits):
+    torch.manual_seed(0)
+    model = lab.MLP(40, 128, residual=True)
+    assert lab.mean_field_rate(model) == pytest.approx(1.0801, rel=1e-4)
+    rate = lab.rate_per_layer(lab.activation_gradients(model, *next(batches(digits.train, digits, 512)))).mean
+    assert 1.15 < rate < 1.26
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"activation": "tanh"}, "activation='tanh'"),
+        ({"dropout": 0.5}, "dropout=0.5"),
+        ({"normalization": "layer"}, "plain net with normalization='layer'"),
+        ({"normalization": "batch", "residual": True}, "residual net with normalization='batch'"),
+    ],
+)
+def test_where_no_theory_is_known_the_reason_is_named(settings, named):
+    with pytest.raises(NotImplementedError, match=named):
+        lab.mean_field_rate(lab.MLP(3, 8, **settings))
+
+
+def test_a_lesion_leaves_out_one_layer(digits):
+    torch.manual_seed(0)
+    model = lab.MLP(3, 16)
+    lab.fit(model, digits, lab.Training(epochs=2), progress=False)
+    study = lab.lesion_study(model, "validation", digits)
+    assert study["dropped"].tolist() == [0, 2, 3]
+    assert study["top1"][0] == lab.evaluate(model, "validation", digits)["top1"]
+    without = copy.deepcopy(model)
+    del without.layers[1]
+    assert study["loss"][1] == pytest.approx(lab.evaluate(without, "validation", digits)["loss"], rel=1e-6)
+    assert not any(layer._forward_hooks for layer in model.layers)
+    with pytest.raises(lab.SettingError, match="two hidden layers"):
+        lab.lesion_study(lab.MLP(1, 16), "validation", digits)
+
+
+def test_gradients_shatter_with_depth_but_not_with_skips(batch):
+    def correlation(**settings):
+        torch.manual_seed(0)
+        curve = lab.gradient_correlation(lab.MLP(width=64, init="he", **settings), *batch[0][:2])
+        assert curve["correlation"][0] == pytest.approx(1)
+        return curve["correlation"].iloc[-1]
+
+    shallow, deep = correlation(depth=2), correlation(depth=30)
+    residual = correlation(depth=30, residual=True, residual_scale="depth")
+    assert deep < 0.5 < min(shallow, residual)
+
+
+def test_correlations_are_given_by_distance(batch):
+    start, end = batch[0][:2]
+    curve = lab.gradient_correlation(lab.MLP(2, 16), start, end, points=8)
+    assert curve["lag"].tolist() == [0, 1, 2]
+    assert curve["distance"][2] == pytest.approx(2 * (end - start).norm().item() / 7)
+    with pytest.raises(lab.SettingError, match="points"):
+        lab.gradient_correlation(lab.MLP(2, 16), start, end, points=3)

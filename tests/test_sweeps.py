@@ -185,7 +185,7 @@ def test_a_worker_that_is_killed_costs_no_run(store):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    experiments = grid(axes={"seed": list(range(6))}, depth=4, width=16, epochs=40, dropout=0.1)
+    experiments = grid(axes={"seed": list(range(6))}, depth=4, width=16, epochs=200, dropout=0.1)
     with pytest.warns(sweeps.SweepWarning, match="killed"):
         results = lab.sweep(experiments, jobs=2, progress=False)
     killer.join()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import labutils as lab
-from labutils.widgets import TrainingExplorer
+from labutils.widgets import GradientExplorer, TrainingExplorer
 
 
 @pytest.fixture
@@ -120,3 +120,61 @@ def test_a_page_without_widgets_gets_the_picture(explorer):
 def test_wrong_choices_are_named(experiment, choices, words):
     with pytest.raises(lab.SettingError, match=words):
         TrainingExplorer(experiment, choices)
+
+
+@pytest.fixture
+def gradients(digits):
+    choices = {
+        "depth": [1, 5, 20],
+        "width": [16, 64],
+        "activation": ["relu", "tanh"],
+        "residual": [False, True],
+        "residual_scale": [1.0, "depth"],
+    }
+    return GradientExplorer(digits, choices, start={"depth": 20, "width": 64})
+
+
+def test_gradients_are_measured_and_drawn_at_once(gradients, digits):
+    assert gradients.choice()["depth"] == 20
+    before = picture(gradients)
+    gradients.controls["residual"].value = True
+    assert not np.array_equal(picture(gradients), before)
+    torch.manual_seed(0)
+    model = lab.MLP(**gradients.choice())
+    expected = lab.activation_gradients(model, gradients.images, gradients.labels)
+    assert gradients.profile.equals(expected)
+    assert str(lab.rate_per_layer(expected)) in gradients.status.value
+    assert f"{lab.mean_field_rate(model):.4f}" in gradients.status.value
+
+
+def test_where_theory_is_silent_the_explorer_says_so(gradients):
+    gradients.controls["activation"].value = "tanh"
+    assert "no closed form" in gradients.status.value
+    gradients.controls["depth"].value = 1
+    assert "no rate" in gradients.status.value
+
+
+def test_earlier_profiles_stay_until_reset(gradients):
+    for depth in (5, 20, 5, 20, 5, 20):
+        gradients.controls["depth"].value = depth
+    assert len(gradients.earlier) == 4
+    gradients.reset_button.click()
+    assert not gradients.earlier
+
+
+def test_a_move_that_fails_shows_in_the_widget(gradients, monkeypatch):
+    monkeypatch.setattr("labutils.widgets.activation_gradients", lambda *_: 1 / 0)
+    drawn = gradients.figure.value
+    gradients.controls["depth"].value = 5
+    assert "ZeroDivisionError" in gradients.status.value
+    assert gradients.figure.value == drawn
+
+
+def test_a_move_takes_less_than_150_ms(digits):
+    explorer = GradientExplorer(digits, {"width": [128], "depth": [20, 40]}, start={"depth": 20})
+    explorer.controls["depth"].value = 40
+    times = []
+    for depth in (20, 40) * 4:
+        explorer.controls["depth"].value = depth
+        times.append(explorer.milliseconds)
+    assert min(times) < 150
