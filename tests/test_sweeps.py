@@ -147,7 +147,7 @@ def wait_for(condition, seconds=60):
 
 def births(store):
     """When each run was written; a run that was trained twice would have been written twice."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in store.glob("*/metrics.json")}
+    return {path.parent.name: path.stat().st_mtime_ns for path in store.glob("[!.]*/metrics.json")}
 
 
 def test_a_sweep_that_was_killed_goes_on_and_two_share_the_work(store):
