@@ -175,7 +175,7 @@ def test_a_worker_that_is_killed_costs_no_run(store):
     def kill_one():
         """Kill a worker once the first run is there."""
         wait_for(lambda: len(births(store)) >= 1)
-        children = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()
+        children = subprocess.run(["ps", "-wweo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()
         for line in children:
             pid, parent, *command = line.split()
             if parent == str(os.getpid()) and "LokyProcess" in " ".join(command):
