@@ -12,6 +12,10 @@ Measured on two cores of an AMD EPYC that is shared with others, torch 2.15, MNI
   run), 0.99 at 40 x 64 (n = 5). The smallest net's step takes half a millisecond, and preparing its batch a tenth of
   that: gathering 128 random images and making them float32 goes through memory that the step has pushed out of the
   caches. The loop itself adds nothing that can be measured.
+- a stack of eight nets of depth 40 x 64 takes 0.349 of eight calls of fit, one after the other, on the same two threads
+  (n = 5; bar 0.5), and 0.367 with batch norm (n = 4). Against eight calls shared out to two processes of one thread,
+  which is what a sweep did before, the whole sweep takes 0.918 (n = 5): there the products of matrices, which run at
+  nine tenths of what the processor can do in either case, are most of the work;
 - the usual loop takes 13.6 of fit without workers and 8.9 with two (n = 3; bar 2);
 - importing labutils takes 1.08 of importing torch (n = 5; bar 1.2).
 """
@@ -171,11 +175,7 @@ def main() -> int:
         compare("stack of 8 / 8 fits, the same with batch norm", "at most 0.5", lambda ratio: ratio <= 0.5,
                 stacked(data, NORMALISED, SEEDS), one_by_one(data, NORMALISED, SEEDS), 5),
         compare("sweep of 8, stacked / unstacked, an epoch, 40 x 64", "below 1", lambda ratio: ratio < 1,
-                sweeping(DEEPEST, SEEDS, 8), sweeping(DEEPEST, SEEDS, 1), 5),
-        compare("sweep of 8, stacked / unstacked, with batch norm", "below 1", lambda ratio: ratio < 1,
-                sweeping(NORMALISED, SEEDS, 8), sweeping(NORMALISED, SEEDS, 1), 5),
-        compare("sweep of 8, stacked / unstacked, 1 x 32", "below 1", lambda ratio: ratio < 1,
-                sweeping(SMALLEST, SEEDS, 8), sweeping(SMALLEST, SEEDS, 1), 5),
+                sweeping(DEEPEST, SEEDS, SEEDS), sweeping(DEEPEST, SEEDS, 1), 5),
         compare("usual loop, no workers / fit, an epoch, depth 5 x 64", "at least 2", lambda ratio: ratio >= 2,
                 usual_loop(data, TYPICAL, workers=0), fitting(data, TYPICAL), 3),
         compare("usual loop, two workers / fit, an epoch, depth 5 x 64", "at least 2", lambda ratio: ratio >= 2,

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 import labutils as lab
@@ -175,13 +176,9 @@ def test_a_worker_that_is_killed_costs_no_run(store):
     def kill_one():
         """Kill a worker once the first run is there."""
         wait_for(lambda: len(births(store)) >= 1)
-        children = subprocess.run(["ps", "-wweo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()
-        for line in children:
-            pid, parent, *command = line.split()
-            if parent == str(os.getpid()) and "LokyProcess" in " ".join(command):
-                victims.append(int(pid))
-                os.kill(int(pid), signal.SIGKILL)
-                return
+        worker = next(child for child in psutil.Process().children() if "LokyProcess" in " ".join(child.cmdline()))
+        victims.append(worker.pid)
+        worker.kill()
 
     killer = threading.Thread(target=kill_one)
     killer.start()
