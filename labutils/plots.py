@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+from PIL import Image
 
 PLAIN, RESIDUAL = "#D55E00", "#0072B2"
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # where neither plain nor residual is meant
@@ -312,9 +314,15 @@ class LiveProfile:
         self.earlier = [self.axis.plot([], [], color=FAINT, lw=1, alpha=0.7)[0] for _ in range(EARLIER_PROFILES)]
         (self.line,) = self.axis.plot([], [], marker=".")
         (self.theory,) = self.axis.plot([], [], color="black", ls=":", lw=1.4, label="theory")
+        # Numbers as plain text, where things stand settled once, and a canvas that is drawn once a picture: each a
+        # third of the time that a new figure's file would take.
+        self.axis.yaxis.set_major_formatter(LogFormatter())
+        self.axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
         self.axis.set_ylim(1e-9, 1e9)
-        self.figure.draw_without_rendering()
-        self.figure.set_layout_engine("none")  # where things stand is settled once
+        self.figure.set_dpi(DOTS_PER_INCH)
+        self.canvas = FigureCanvasAgg(self.figure)
+        self.canvas.draw()
+        self.figure.set_layout_engine("none")
 
     @styled
     def png(
@@ -343,7 +351,10 @@ class LiveProfile:
         deepest = max(len(layers), *(len(other) for other in latest), 2)
         self.axis.set(xlim=(0.5, deepest + 0.5), ylim=(10 ** (low - margin), 10 ** (high + margin)))
         self.axis.legend(handles=[self.line, self.theory] if rate is not None else [self.line], loc="best")
-        return self.figure.png()
+        self.canvas.draw()
+        picture = io.BytesIO()
+        Image.fromarray(np.asarray(self.canvas.buffer_rgba())).save(picture, format="png", compress_level=1)
+        return picture.getvalue()
 
 
 @styled
