@@ -1,7 +1,6 @@
 """Where a sweep's work is done: processes on this machine's cores, or on the machines of a Ray cluster."""
 
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ import torch
 
 from labutils.errors import SettingError, check_whole
 
-CONNECT_TIMEOUT_S = 12
+ANSWER_TIMEOUT_S = 6  # for an address to answer at all
+JOIN_TIMEOUT_S = {"auto": 8, "ray://": 60}  # for joining; behind ray:// a cluster first starts a server of its own
 MACHINES_LOST = 3  # how often Ray starts a worker again that went with its machine
 
 
@@ -132,6 +132,7 @@ def connect(address: str) -> Callable[[], None]:
     if address != "auto" and not (isinstance(address, str) and is_ray_address(address)):
         raise SettingError("cluster", address, "auto or ray://HOST:PORT")
     try:
+        import grpc  # noqa: F401  of ray[client], without which ray:// does not work
         import ray
     except ImportError as error:
         raise ClusterError("Ray is not installed. Remedy: uv pip install 'labutils[cluster]'") from error
@@ -141,24 +142,39 @@ def connect(address: str) -> Callable[[], None]:
 
     def join() -> None:
         try:
-            if address != "auto":
-                parts = urlsplit(address)
-                socket.create_connection((parts.hostname, parts.port), timeout=CONNECT_TIMEOUT_S).close()
             ray.init(address, log_to_driver=False, logging_level="error")
         except BaseException as error:  # handed on to the thread that waits
             failure.append(error)
 
-    # Ray itself tries for much longer, and can't be stopped.
-    joining = threading.Thread(target=join, daemon=True)
-    joining.start()
-    joining.join(CONNECT_TIMEOUT_S)
-    if joining.is_alive() or failure:
-        reason = " ".join(str(failure[0]).split())[:200] if failure else f"no answer within {CONNECT_TIMEOUT_S} s"
+    timeout = JOIN_TIMEOUT_S["auto" if address == "auto" else "ray://"]
+    if address != "auto" and not answers(address):
+        reason = f"no answer within {ANSWER_TIMEOUT_S} s"
+    else:
+        # Ray itself tries for much longer, and can't be stopped.
+        joining = threading.Thread(target=join, daemon=True)
+        joining.start()
+        joining.join(timeout)
+        reason = f"not joined within {timeout} s" if joining.is_alive() else ""
+        if failure:
+            reason = " ".join(str(failure[0]).split())[:200]
+    if reason:
         raise ClusterError(
             f"cluster: no Ray cluster answers at {address!r} ({reason}). Remedy: start one with `ray start --head`, "
             "and give the address it prints"
         )
     return ray.shutdown
+
+
+def answers(address: str) -> bool:
+    """Whether something at ray://HOST:PORT speaks Ray's protocol, gRPC."""
+    import grpc
+
+    with grpc.insecure_channel(urlsplit(address).netloc) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 def is_ray_address(address: str) -> bool:

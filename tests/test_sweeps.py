@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -234,6 +235,15 @@ def test_a_cluster_that_does_not_answer_is_named_within_15_seconds(store, monkey
         lab.sweep(grid(), cluster=address, progress=False)
     assert time.monotonic() - start < 15
     assert not store.exists()
+
+
+def test_an_address_that_accepts_and_says_nothing_is_named_within_15_seconds(store):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"ray://127.0.0.1:{silent.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(lab.ClusterError, match=r"no answer within 6 s.*ray start --head"):
+            lab.sweep(grid(), cluster=address, progress=False)
+        assert time.monotonic() - start < 15
 
 
 @pytest.fixture
