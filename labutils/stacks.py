@@ -50,9 +50,8 @@ class MLPStack(nn.Module):
         self.activation = type(first.layers[0].activation)()
         if isinstance(self.activation, nn.ReLU):
             self.activation.inplace = True  # saves a pass through memory, which a stack needs more of
-        scales = [
-            [[1.0 if model.residual_scale == "zero" else model.layers[-1].residual_scale or 1.0]] for model in models
-        ]
+        # Of plain nets and of learned scales these are not used.
+        scales = [[[float(model.layers[-1].residual_scale or 0)]] for model in models]
         self.scales = torch.tensor(scales, device=first.head.weight.device)
         self.side_by_side: dict[str, torch.Tensor] = {}
         for name, _ in first.named_parameters():

@@ -32,7 +32,7 @@ def differ(first, second, figures=FIGURES):
     residual=st.booleans(),
     normalization=st.sampled_from([None, "batch", "layer"]),
     activation=st.sampled_from(["relu", "tanh", "gelu", "sigmoid"]),
-    residual_scale=st.sampled_from([1.0, 0.3, "depth", "zero"]),
+    residual_scale=st.sampled_from([1.0, 0.3, 0.0, "depth", "zero"]),
     optimizer=st.sampled_from(["adam", "adamw", "sgd"]),
     scheduler=st.sampled_from([None, "cosine", "onecycle"]),
     label_smoothing=st.sampled_from([0.0, 0.1]),
@@ -84,9 +84,10 @@ def test_initialisations_and_scales_may_differ(digits, one_thread):
             *nets([0], residual=True, residual_scale=0.25),
             *nets([1], residual=True, init="he"),
             *nets([2], residual=True, residual_scale="depth"),
+            *nets([3], residual=True, residual_scale=0.0),
         ]
 
-    trainings = [lab.Training(epochs=2, seed=seed) for seed in (5, 6, 7)]
+    trainings = [lab.Training(epochs=2, seed=seed) for seed in (5, 6, 7, 8)]
     together = lab.fit_stack(build(), digits, trainings)
     for model, history, training in zip(build(), together, trainings, strict=True):
         assert differ(history, lab.fit(model, digits, training, progress=False)) < 1e-3
