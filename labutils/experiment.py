@@ -67,8 +67,8 @@ class Experiment:
         check_choice("profile", self.profile, PROFILES)
         with named_within("data"):
             check_data_settings(**self.data)
-        with named_within("model"), torch.device("meta"):
-            build_model(**self.model, image_shape=(1, 1, 1), classes=1)
+        with named_within("model"):
+            blueprint(self.model)
 
     @classmethod
     def load(cls, name_or_path: str | Path, *, profile: str | None = None, **overrides) -> "Experiment":
@@ -167,6 +167,12 @@ def check_axes(axes: Mapping[str, Sequence], known: Sequence[str], fixed: set[st
         if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
             raise SettingError(f"sweep.{axis}", choices, "a list of one value or more")
     return {axis: choices for axis, choices in values.items() if axis not in fixed}
+
+
+def blueprint(settings: Mapping[str, object]) -> torch.nn.Module:
+    """A model of an experiment's model settings, for images of one pixel and without the memory of its weights."""
+    with torch.device("meta"):
+        return build_model(**settings, image_shape=(1, 1, 1), classes=1)
 
 
 def config_names() -> list[str]:

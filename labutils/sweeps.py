@@ -5,6 +5,7 @@ never trained again. So a sweep that was stopped goes on where it was, several s
 that dies costs no more than the runs it was training.
 """
 
+import functools
 import json
 import math
 import os
@@ -23,8 +24,8 @@ import torch
 
 from labutils.data import data_root
 from labutils.errors import SettingError
-from labutils.experiment import Experiment
-from labutils.models import build_model, parameter_count
+from labutils.experiment import Experiment, blueprint
+from labutils.models import parameter_count
 from labutils.runs import (
     Run,
     find_run,
@@ -76,7 +77,7 @@ def sweep(
         run that failed has its message in the column `error`.
 
     Raises:
-        SettingError: no experiments, or jobs below 1 or above the number of cores.
+        SettingError: no experiments, or jobs below 1, or a cluster's address of another form.
         ClusterError: no cluster answers at that address.
         StoreError: the store can't be written.
     """
@@ -123,6 +124,12 @@ def run_all(experiments: Mapping[str, Experiment], workers: Workers, folder: Pat
             time.sleep(BUSY_POLL_S)  # all that is left is being trained elsewhere, or its dead worker not yet gone
 
 
+@functools.cache
+def cached_blueprint(settings: tuple) -> torch.nn.Module:
+    """A blueprint, kept for the runs that differ in their seeds alone: of deep nets it takes a while to make."""
+    return blueprint(dict(settings))
+
+
 def plan(experiments: Mapping[str, Experiment], workers: int) -> list[dict[str, Experiment]]:
     """Experiments, by name of run, as tasks for so many workers, the longest first.
 
@@ -130,8 +137,7 @@ def plan(experiments: Mapping[str, Experiment], workers: int) -> list[dict[str, 
     """
     shapes = defaultdict(dict)
     for name, experiment in experiments.items():
-        model = blueprint(experiment)
-        shape = stack_shape(model, experiment.training)
+        shape = stack_shape(cached_blueprint(tuple(experiment.model.items())), experiment.training)
         mirrored = experiment.tracking.wandb != "disabled"
         key = name if shape is None or mirrored else json.dumps([shape, experiment.data, experiment.tracking.gradients])
         shapes[key][name] = experiment
@@ -144,15 +150,9 @@ def plan(experiments: Mapping[str, Experiment], workers: int) -> list[dict[str, 
     return sorted(tasks, key=lambda task: sum(map(cost, task.values())), reverse=True)
 
 
-def blueprint(experiment: Experiment) -> torch.nn.Module:
-    """An experiment's model without its weights."""
-    with torch.device("meta"):
-        return build_model(**experiment.model, image_shape=(1, 1, 1), classes=1)
-
-
 def cost(experiment: Experiment) -> int:
     """How long a run takes compared with others, roughly."""
-    return parameter_count(blueprint(experiment)) * experiment.training.epochs
+    return parameter_count(cached_blueprint(tuple(experiment.model.items()))) * experiment.training.epochs
 
 
 def run_tasks(tasks: Sequence[Mapping[str, Experiment]], folder: Path) -> None:
