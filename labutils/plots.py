@@ -384,18 +384,20 @@ def gradient_heatmaps(panels: Mapping[str, pd.DataFrame], *, caption: str = "") 
 
 @styled
 def lesions(studies: Mapping[str, pd.DataFrame], *, classes: int = 10, caption: str = "") -> Chart:
-    """Accuracy of trained nets with one hidden layer left out, against that layer; dashed: the whole net.
+    """Accuracy of trained nets with one hidden layer left out, against that layer, with a band over seeds.
+
+    Dashed: the whole net.
 
     Args:
-        studies: as `lesion_study` gives them, by the line's label.
+        studies: as `lesion_study` gives them, with a row for each seed too, by the line's label.
         classes: of the data set, whose chance level is drawn.
         caption: what the data are.
     """
     figure, ((axis,),) = chart(height=3.8, caption=caption)
     for label, style in line_styles(list(studies)).items():
         study = studies[label]
-        lesioned, whole = study[study["dropped"] > 0], study[study["dropped"] == 0]["top1"].item()
-        axis.plot(lesioned["dropped"], lesioned["top1"], label=label, markersize=4, **style)
+        lesioned, whole = study[study["dropped"] > 0], study[study["dropped"] == 0]["top1"].mean()
+        draw_bands(axis, lesioned, across="dropped", measured="top1", label=label, style=style)
         axis.axhline(whole, color=style["color"], ls="--", lw=1)
     axis.axhline(1 / classes, color=FAINT, ls=":", lw=1)
     axis.annotate("chance", (1, 1 / classes), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.35")
