@@ -15,12 +15,11 @@ import numpy as np
 import torch
 
 from labutils import archives, standins
+from labutils.augmentation import augmented
 from labutils.errors import SettingError, check_choice, check_number, check_whole
 
 NAMES = tuple(archives.CLASSES)
 SOURCES = ("auto", "builtin", "download", "archive")
-AUGMENTATIONS = (None, "basic")
-CROP_MARGIN = 4
 # Pixels prepared at once: small batches share the cost of each tensor operation, and of waking its threads. A larger
 # chunk costs more than it saves: its memory goes back to the system and has to be asked for again each time.
 CHUNK = 1 << 20
@@ -37,10 +36,22 @@ class Split:
     Attributes:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
+
+    Raises:
+        SettingError: images or labels of another shape or type.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+
+    def __post_init__(self):
+        if self.images.ndim != 4:
+            raise SettingError("images", tuple(self.images.shape), "the shape (N, C, H, W)")
+        if self.images.dtype != torch.uint8:
+            raise SettingError("images", self.images.dtype, "torch.uint8, from 0 to 255")
+        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
+            given = f"{tuple(self.labels.shape)} {self.labels.dtype}"
+            raise SettingError("labels", given, f"one torch.int64 for each of {len(self.images)} images")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,6 +71,9 @@ class ImageData:
         mean, std: (C,), of the training part's pixels on the scale from 0 to 255.
         source: where it came from: archive, download or builtin.
         title: what it is, as captions and records name it.
+
+    Raises:
+        SettingError: a label that no class has.
     """
 
     name: str
@@ -71,6 +85,12 @@ class ImageData:
     std: torch.Tensor
     source: str
     title: str
+
+    def __post_init__(self):
+        for part in (self.train, self.validation, self.test):
+            if part is not None and len(part) and not 0 <= part.labels.min() <= part.labels.max() < len(self.classes):
+                given = f"{part.labels.min().item()} to {part.labels.max().item()}"
+                raise SettingError("labels", given, f"0 to {len(self.classes) - 1}, of {len(self.classes)} classes")
 
     @property
     def device(self) -> torch.device:
@@ -250,7 +270,8 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
         seed: of the order.
 
     Returns:
-        (N,) indices. Among the first n, a class with share p of all labels has p * n images, to within one.
+        (N,) indices. Among the first n, a class with share p of all labels has p * n images, to within (1 + p * K) / 2
+        for K classes, which is one where all are of one size.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     place = np.empty(len(labels))  # how far through its class an image stands, from 0 to 1
@@ -285,7 +306,8 @@ def batches(
         data: the data set whose mean and std normalise them.
         batch_size: images a batch; the last one may be smaller.
         generator: a CPU generator that orders and augments them; without it they come in their own order.
-        augment: None, or basic: a random crop from a reflected margin of 4 pixels, and a random flip.
+        augment: None, basic (a random crop from a reflected margin of 4 pixels, and a random flip) or strong (that,
+            jitter of colour and shape, and cutout); see labutils.augmentation.
 
     Yields:
         images (B, C, H, W) float32 and labels (B,) int64.
@@ -297,23 +319,6 @@ def batches(
         if augment is None:
             images = split.images.index_select(0, indices)
         else:
-            images = crop_and_flip(split.images, indices, generator)
+            images = augmented(split.images, indices, augment, generator)
         labels = split.labels.index_select(0, indices)
         yield from zip(data.normalise(images).split(batch_size), labels.split(batch_size), strict=True)
-
-
-def crop_and_flip(images: torch.Tensor, indices: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Gather images (N, C, H, W) by index, each cropped at random from a reflected margin and half of them flipped."""
-    height, width = images.shape[-2:]
-    count, device = len(indices), images.device
-
-    def rows(size: int) -> torch.Tensor:
-        shift = torch.randint(-CROP_MARGIN, CROP_MARGIN + 1, (count, 1), generator=generator)
-        place = (torch.arange(size) + shift).abs()  # reflected at the near edge ...
-        return (size - 1) - ((size - 1) - place).abs()  # ... and at the far one
-
-    y, x = rows(height), rows(width)
-    flipped = torch.randint(2, (count, 1), generator=generator, dtype=torch.bool)
-    x = torch.where(flipped, x.flip(1), x)
-    y, x = y.to(device), x.to(device)
-    return images[indices[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
