@@ -1,9 +1,11 @@
 """The networks of the course. Each computes features(images) and reads the classes off them with a linear head."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.errors import SettingError, check_choice, check_number, check_whole
 
@@ -11,6 +13,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.
 NORMALIZATIONS = {None: nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 INITS = ("default", "he")
 RESIDUAL_SCALES = ("depth", "zero")  # beside any number from 0
+STAGES = 4  # of a ResNet
 
 
 class HiddenLayer(nn.Module):
@@ -129,6 +132,137 @@ class MLP(nn.Module):
         )
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, each normalised; a residual block adds its input, projected where the shape changes.
+
+    He et al. 2016, figure 2 and option B.
+    """
+
+    def __init__(self, inputs: int, width: int, stride: int, *, residual: bool):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.skip = None
+        if residual:
+            self.skip = nn.Sequential()
+            if stride != 1 or inputs != width:
+                self.skip.append(nn.Conv2d(inputs, width, 1, stride, bias=False))
+                self.skip.append(nn.BatchNorm2d(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        return F.relu(y if self.skip is None else y + self.skip(x))
+
+
+class ResNet(nn.Module):
+    """A convolutional network for small images: a 3x3 stem, stages of basic blocks, global average pooling, a head.
+
+    Stage s has width * 2**s channels, and halves height and width from the second stage on. With width 64 the residual
+    net is the ResNet-18 that CIFAR labs use (github.com/kuangliu/pytorch-cifar), not He et al. 2016's thinner ones.
+    The plain twin is the same without skips and projections.
+
+    Args:
+        blocks: basic blocks in each stage, each from 1.
+        width: channels of the stem and of the first stage, from 1.
+        residual: whether each block adds its input to its output (He et al. 2016, "Deep Residual Learning for Image
+            Recognition").
+        zero_init_residual: whether each residual block starts as its skip alone, the weight of its last normalization
+            being 0 (Goyal et al. 2017); a plain net, which would start as nothing, is not changed by it.
+        in_channels: of the images.
+        classes: outputs.
+
+    Raises:
+        SettingError: an argument that is not allowed.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        *,
+        width: int = 64,
+        residual: bool = True,
+        zero_init_residual: bool = True,
+        in_channels: int = 3,
+        classes: int = 10,
+    ):
+        check_blocks(blocks)
+        for name, value in {"width": width, "in_channels": in_channels, "classes": classes}.items():
+            check_whole(name, value, 1)
+        check_choice("residual", residual, (True, False))
+        check_choice("zero_init_residual", zero_init_residual, (True, False))
+        super().__init__()
+        self.blocks, self.width, self.residual = tuple(blocks), width, residual
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        widths = [width * 2**number for number in range(len(blocks))]
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    *(
+                        BasicBlock(
+                            inputs if number == 0 else outputs,
+                            outputs,
+                            stride=2 if number == 0 and outputs > width else 1,
+                            residual=residual,
+                        )
+                        for number in range(count)
+                    )
+                )
+                for count, inputs, outputs in zip(blocks, [width, *widths], widths, strict=False)
+            )
+        )
+        self.head = nn.Linear(widths[-1], classes)
+        for module in self.modules():
+            if isinstance(module, BasicBlock) and residual and zero_init_residual:
+                nn.init.zeros_(module.norm2.weight)
+
+    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
+        """The last stage's outputs (N, F, H', W') for normalised images (N, C, H, W), before pooling.
+
+        Raises:
+            SettingError: the images have another shape, or are not normalised floats.
+        """
+        check_images(images, self.stem[0].in_channels)
+        return self.stages(self.stem(images))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The last stage's outputs, averaged over the image: (N, F) for normalised images (N, C, H, W)."""
+        return self.feature_maps(images).mean(dim=(2, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes)."""
+        return self.head(self.features(images))
+
+    def __repr__(self) -> str:
+        kind = "residual" if self.residual else "plain"
+        return (
+            f"ResNet({kind}: blocks {list(self.blocks)}, width {self.width} -> {self.head.out_features}, "
+            f"{parameter_count(self):,} parameters)"
+        )
+
+
+def check_blocks(blocks: Sequence[int]) -> None:
+    """Raise SettingError unless a ResNet can have so many blocks a stage."""
+    allowed = f"{STAGES} whole numbers from 1, such as [2, 2, 2, 2]"
+    if not isinstance(blocks, list | tuple) or len(blocks) != STAGES:
+        raise SettingError("blocks", blocks, allowed)
+    for count in blocks:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise SettingError("blocks", blocks, allowed)
+
+
+def check_images(images: torch.Tensor, channels: int) -> None:
+    """Raise SettingError unless a ResNet of so many input channels can see these images."""
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise SettingError("images", tuple(images.shape), f"the shape (N, {channels}, H, W)")
+    if not images.is_floating_point():
+        raise SettingError("images", images.dtype, "normalised floating-point numbers, as data.normalise makes them")
+
+
 def check_residual_scale(residual_scale: float | str) -> None:
     """Raise SettingError unless a residual layer's branch can be scaled so."""
     if residual_scale in RESIDUAL_SCALES:
@@ -151,11 +285,42 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-MODELS = {"mlp": MLP}
+def describe(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict[str, int]:
+    """What a model costs.
+
+    Args:
+        model: an MLP or a ResNet.
+        image_shape: (C, H, W) of the images it is to see; without it a ResNet sees 32 x 32 pixels.
+
+    Returns:
+        parameters; multiply_adds, of one image's way through linear layers and convolutions (half the floating-point
+        operations that PyTorch counts); layers, the linear and convolutional ones on the longest way.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if image_shape is None:
+        image_shape = (
+            (model.stem[0].in_channels, 32, 32) if isinstance(model, ResNet) else (model.layers[0].linear.in_features,)
+        )
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *image_shape, device=device))
+    finally:
+        model.train(was_training)
+    layers = sum(
+        isinstance(module, nn.Linear | nn.Conv2d) for name, module in model.named_modules() if ".skip." not in name
+    )
+    return {"parameters": parameter_count(model), "multiply_adds": counter.get_total_flops() // 2, "layers": layers}
+
+
+MODELS = {"mlp": MLP, "resnet": ResNet}
 
 
 def build_model(kind: str, *, image_shape: tuple[int, int, int], classes: int, **settings) -> nn.Module:
-    """A model of a kind (mlp) that fits a data set.
+    """A model of a kind that fits a data set.
 
     Args:
         kind: a key of MODELS.
@@ -167,4 +332,5 @@ def build_model(kind: str, *, image_shape: tuple[int, int, int], classes: int, *
         SettingError: an unknown kind, or a setting that is not allowed.
     """
     check_choice("kind", kind, MODELS)
-    return MODELS[kind](in_features=math.prod(image_shape), classes=classes, **settings)
+    inputs = {"in_features": math.prod(image_shape)} if kind == "mlp" else {"in_channels": image_shape[0]}
+    return MODELS[kind](**inputs, classes=classes, **settings)

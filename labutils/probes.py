@@ -47,7 +47,8 @@ def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
 
     Returns:
         A row a parameter tensor: layer (the linear or convolutional layer it belongs to, counted from 1 at the
-        input; a normalization counts with the layer it follows), name (the module's), kind (weight or bias),
+        input; a normalization counts with the layer it follows, the projection of a skip with the layer before it, so
+        that twins are numbered alike), name (the module's), kind (weight or bias),
         norm (Euclidean, of the gradient of the mean cross-entropy).
     """
     import pandas as pd
@@ -62,7 +63,7 @@ def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
         name, _, kind = path.rpartition(".")
         if kind not in ("weight", "bias"):
             continue
-        if name != previous and parameter.ndim >= 2:
+        if name != previous and parameter.ndim >= 2 and ".skip." not in name:
             layer += 1
         previous = name
         rows.append({"layer": layer, "name": name, "kind": kind, "norm": gradient.norm().item()})

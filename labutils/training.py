@@ -10,15 +10,19 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
-from labutils.data import AUGMENTATIONS, ImageData, Split, batches
+from labutils.augmentation import AUGMENTATIONS
+from labutils.checkpoints import Checkpoint, shapes
+from labutils.data import ImageData, Split, batches
 from labutils.errors import SettingError, check_choice, check_number, check_whole
+from labutils.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +67,7 @@ class Training:
             step by step (Smith & Topin 2018).
         patience: stop after so many epochs without a better validation accuracy; None never stops early.
         label_smoothing: share of each label spread over all classes, from 0 to below 1.
-        augment: None, or basic: random crops and flips.
+        augment: None, basic (random crops and flips) or strong (these, jitter of colour and shape, and cutout).
         precision: fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it natively and it pays.
         seed: of the order of the batches, augmentation and dropout; `run` also draws the initial weights from it.
 
@@ -143,6 +147,19 @@ class History:
             return self.rows[-1]
         return max(ranked, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
 
+    def state_dict(self) -> dict[str, object]:
+        """All that a checkpoint keeps of it."""
+        probed = [table.to_dict("list") for table in self.probed]
+        return {"rows": self.rows, "probed": probed, "stopped_early": self.stopped_early}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Become the history whose state this is."""
+        self.rows, self.stopped_early = state["rows"], state["stopped_early"]
+        if state["probed"]:
+            import pandas as pd
+
+            self.probed = [pd.DataFrame(table) for table in state["probed"]]
+
     def __repr__(self) -> str:
         ending = " (interrupted)" if self.interrupted else " (stopped early)" if self.stopped_early else ""
         if not self.rows:
@@ -161,6 +178,7 @@ def fit(
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     probe: "Callable[[nn.Module], pd.DataFrame] | None" = None,
     on_epoch: Callable[[History], None] | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> History:
     """Train a model on a data set's training split, and leave the best epoch's weights in it.
@@ -175,28 +193,40 @@ def fit(
         loss: of logits (B, classes) and labels (B,); cross-entropy without it.
         probe: measures the model after each epoch; its tables end up in the history.
         on_epoch: called after each epoch with the history so far; may raise KeyboardInterrupt to stop.
+        checkpoint: a file that is written after each epoch. Where it is there already, the training goes on after the
+            epoch it was written in, and ends as if it had never been stopped.
         progress: whether to show a progress bar.
 
     Returns:
         The history.
 
     Raises:
+        SettingError: the model gives another number of classes than the data have.
+        CheckpointError: the checkpoint is damaged, or of another model, data set or training.
         Diverged: the loss became NaN or infinite.
     """
-    model.to(data.device)
+    check_classes(model, data)
+    prepare(model, data.device)
     loss = loss or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
     precision = autocast(model, data.device, training.precision)
     order = torch.Generator().manual_seed(training.seed)
     optimizer = make_optimizer(model, training)
     steps = -(-len(data.train) // training.batch_size)
     scheduler = make_scheduler(optimizer, training, steps)
-    history, best = History(), copy.deepcopy(model.state_dict())
+    history = History()
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "history": history}
+    about = {"model": shapes(model), "data set": repr(data), "training": asdict(training)}
+    kept = Checkpoint(checkpoint and Path(checkpoint), parts, order, data.device, about)
 
     bar = progress_bar(training.epochs * steps, unit="step", visible=progress)
 
     with bar, seeded(training.seed, data.device):
+        best = kept.resume() or copy.deepcopy(model.state_dict())
+        bar.update(len(history.rows) * steps)
         try:
-            for epoch in range(1, training.epochs + 1):
+            for epoch in range(len(history.rows) + 1, training.epochs + 1):
+                if history.stopped_early:
+                    break
                 start = time.perf_counter()
                 model.train()
                 losses, outputs, targets = [], [], []
@@ -231,20 +261,37 @@ def fit(
                     best = copy.deepcopy(model.state_dict())
                 if probe is not None:
                     history.probed.append(probe(model).assign(epoch=epoch))
-                if on_epoch is not None:
-                    on_epoch(history)
                 if training.patience is not None and epoch - history.best_epoch >= training.patience:
                     history.stopped_early = True
-                    break
                 if training.scheduler == "cosine":
                     scheduler.step()
                 elif training.scheduler == "plateau":
                     scheduler.step(row["train_loss"] if data.validation is None else row["validation_loss"])
+                kept.save(best)
+                if on_epoch is not None:
+                    on_epoch(history)
         except KeyboardInterrupt:
             history.interrupted = True
         finally:
             model.load_state_dict(best)
     return history
+
+
+def prepare(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device, its convolutions laid out as they are fastest: a pixel's channels side by side."""
+    keep_freed_memory()
+    model.to(device, memory_format=torch.channels_last if is_convolutional(model) else torch.preserve_format)
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
+def check_classes(model: nn.Module, data: ImageData) -> None:
+    """Raise SettingError where a model's head does not give one number for each of a data set's classes."""
+    head = getattr(model, "head", None)
+    if isinstance(head, nn.Linear) and head.out_features != len(data.classes):
+        raise SettingError("classes", head.out_features, f"{len(data.classes)}, which {data.title} has")
 
 
 def check_losses(losses: list[torch.Tensor], epoch: int, history: History) -> None:
@@ -285,7 +332,7 @@ def predict(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, classes) float32 of a split's images in their own order, in eval mode, and their labels (N,)."""
     split = data.split(split)
-    model.to(data.device)
+    prepare(model, data.device)
     was_training = model.training
     model.eval()
     try:
@@ -342,8 +389,7 @@ def autocast(model: nn.Module, device: torch.device, precision: str) -> torch.au
     native = has_native_bf16(device)
     if precision == "bf16" and device.type == "mps":
         raise SettingError("precision", precision, "auto or fp32, on an Apple GPU")
-    convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    if precision == "bf16" or (precision == "auto" and native and convolutional):
+    if precision == "bf16" or (precision == "auto" and native and is_convolutional(model)):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
