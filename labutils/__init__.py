@@ -15,10 +15,11 @@ import importlib
 from types import ModuleType
 
 from labutils.archives import ArchiveError, DownloadError
+from labutils.checkpoints import CheckpointError
 from labutils.data import ImageData, Split, StandInWarning, batches, load_data
 from labutils.errors import SettingError
 from labutils.experiment import Experiment, grid
-from labutils.models import MLP, parameter_count
+from labutils.models import MLP, ResNet, describe, parameter_count
 from labutils.probes import (
     activation_gradients,
     gradient_correlation,
@@ -38,6 +39,7 @@ from labutils.workers import ClusterError
 __all__ = [
     "MLP",
     "ArchiveError",
+    "CheckpointError",
     "ClusterError",
     "DamagedRun",
     "Diverged",
@@ -45,6 +47,7 @@ __all__ = [
     "Experiment",
     "History",
     "ImageData",
+    "ResNet",
     "Run",
     "SettingError",
     "Split",
@@ -54,6 +57,7 @@ __all__ = [
     "Training",
     "activation_gradients",
     "batches",
+    "describe",
     "evaluate",
     "exercises",
     "fit",

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parent / "configs"
 PROFILES = ("smoke", "laptop", "full")
 SECTIONS = ("data", "model", "training", "tracking")
-FORMAT = 1  # of a run's folder and of what its hash covers
+FORMAT = 2  # of a run's folder and of what its hash covers
 # Where a setting is looked for that is named without its section, first match first.
 BARE_NAMES = ("training", "model", "data", "tracking")
 # What the data set decides, and where a run happens: no settings of an experiment.
-NOT_SETTINGS = {"in_features", "classes", "root", "device"}
+NOT_SETTINGS = {"in_features", "in_channels", "classes", "root", "device"}
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,17 @@ class Experiment:
     def hash(self, data_title: str) -> str:
         """What names a run: 16 hexadecimal digits of all settings that decide its result.
 
+        Settings that have their defaults are left out, so that a setting which is new does not rename the runs from
+        before it. A default that changes needs a new FORMAT.
+
         Args:
             data_title: what the data really are; counts in place of where they were to be looked for.
         """
         settings = self.settings()
         settings["data"]["source"] = data_title
         settings["tracking"] = {"gradients": self.tracking.gradients}
+        for section, owner in setting_owners(self.model["kind"]).items():
+            settings[section] = without_defaults(settings[section], owner)
         text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -263,6 +268,19 @@ def setting_owners(kind: str) -> dict[str, Callable]:
     with named_within("model"):
         check_choice("kind", kind, MODELS)
     return {"data": load_data, "model": MODELS[kind], "training": Training, "tracking": Tracking}
+
+
+def without_defaults(settings: Mapping[str, object], owner: Callable) -> dict[str, object]:
+    """Those settings that are not as they would be if they had not been given."""
+    arguments = inspect.signature(owner).parameters
+    defaults = {
+        name: argument.default for name, argument in arguments.items() if argument.default is not argument.empty
+    }
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in defaults or json.dumps(value) != json.dumps(defaults[name])
+    }
 
 
 def known_settings(kind: str) -> list[str]:

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from labutils.checkpoints import CheckpointError, load_tensors
 from labutils.data import ImageData, batches, data_root, home, load_data
 from labutils.experiment import Experiment
-from labutils.models import build_model, parameter_count
+from labutils.models import build_model, describe
 from labutils.probes import gradient_norms
 from labutils.stacks import fit_stack
 from labutils.tracking import Mirror
@@ -54,8 +55,8 @@ class Run:
         experiment: its settings.
         history: what happened in each epoch.
         metrics: the final figures (validation_loss, validation_top1, validation_top5 and the same of test, of the
-            best epoch's weights; best_epoch; epochs_run; parameters; seconds) and where they come from (experiment,
-            profile, data, source, device, processor, threads, torch, version, date).
+            best epoch's weights; best_epoch; epochs_run; parameters, multiply_adds, layers; seconds) and where they come
+            from (experiment, profile, data, source, device, processor, threads, torch, version, date).
         path: its folder; None for an interrupted run, which is not kept.
     """
 
@@ -104,7 +105,8 @@ def run(
 ) -> Run:
     """Run an experiment, or load it where it has been run before.
 
-    Of several processes that want the same run at once, one trains and the others load what it has found.
+    Of several processes that want the same run at once, one trains and the others load what it has found. A run that
+    was killed or interrupted goes on after its last whole epoch.
 
     Args:
         experiment: what to run.
@@ -113,7 +115,8 @@ def run(
         on_epoch: called after each epoch of training with the history so far.
 
     Returns:
-        The run. After an interrupt of the kernel it holds the epochs so far and is not kept.
+        The run. After an interrupt of the kernel it holds the epochs so far; the rest are trained when it is asked for
+        again.
 
     Raises:
         Diverged: the loss became NaN or infinite.
@@ -125,6 +128,8 @@ def run(
         kept = None if force else find_run(path)
         if kept is not None:
             return kept
+        if force:
+            checkpoint_path(path).unlink(missing_ok=True)
         finished = train(experiment, data, path, progress=progress, on_epoch=on_epoch)
         if not finished.history.interrupted:
             write_run(finished)
@@ -134,6 +139,23 @@ def run(
 def run_path(experiment: Experiment, data: ImageData) -> Path:
     """The folder of an experiment's run, there or not."""
     return store_root() / experiment.hash(data.title)
+
+
+def checkpoint_path(path: Path) -> Path:
+    """Where a run that is not finished stands, of which this will be the folder."""
+    return path.parent / ".checkpoints" / f"{path.name}.safetensors"
+
+
+def sound_checkpoint(path: Path) -> Path:
+    """A run's checkpoint, there or not; a damaged one is removed with a warning."""
+    checkpoint = checkpoint_path(path)
+    if checkpoint.exists():
+        try:
+            load_tensors(checkpoint)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; the run is trained from its beginning", DamagedRun, stacklevel=3)
+            checkpoint.unlink()
+    return checkpoint
 
 
 def lock(path: Path) -> "FileLock":
@@ -193,14 +215,26 @@ def train(
         name=f"{experiment.name} {path.name[:6]}",
         folder=store_root(),
     ) as mirror:
+        logged = 0
 
         def after_epoch(history: History) -> None:
-            mirror.log(history.rows[-1] | latest_gradients(history))
+            nonlocal logged
+            for number in range(logged, len(history.rows)):  # several after the first epoch of a resumed run
+                mirror.log(history.rows[number] | gradients_of(history, number))
+            logged = len(history.rows)
             if on_epoch is not None:
                 on_epoch(history)
 
-        probe = gradient_probe(experiment, data)
-        history = fit(model, data, experiment.training, probe=probe, on_epoch=after_epoch, progress=progress)
+        with store_errors():
+            history = fit(
+                model,
+                data,
+                experiment.training,
+                probe=gradient_probe(experiment, data),
+                on_epoch=after_epoch,
+                checkpoint=sound_checkpoint(path),
+                progress=progress,
+            )
         metrics = measure(model, data, experiment, history)
         mirror.finish(metrics)
     return Run(experiment, history, metrics, None if history.interrupted else path, trained=model)
@@ -239,9 +273,9 @@ def gradient_probe(experiment: Experiment, data: ImageData) -> "Callable[[nn.Mod
     return functools.partial(gradient_norms, images=images, labels=labels)
 
 
-def latest_gradients(history: History) -> dict[str, float]:
-    """The last epoch's gradient norms as wandb files them; none where none were logged."""
-    rows = history.probed[-1].itertuples() if history.probed else ()
+def gradients_of(history: History, number: int) -> dict[str, float]:
+    """The gradient norms after one of a history's epochs as wandb files them; none where none were logged."""
+    rows = history.probed[number].itertuples() if history.probed else ()
     return {f"gradients/{row.name}.{row.kind}": row.norm for row in rows}
 
 
@@ -253,7 +287,7 @@ def measure(model: nn.Module, data: ImageData, experiment: Experiment, history: 
         "stopped_early": history.stopped_early,
         "seconds": sum(row["seconds"] for row in history.rows),
         "trained_together": 1,
-        "parameters": parameter_count(model),
+        **describe(model, data.image_shape),
     }
     for part in ("validation", "test"):
         if getattr(data, part) is not None:
@@ -320,6 +354,7 @@ def write_run(finished: Run) -> None:
                 path.rename(partial / "replaced")
             partial.rename(path)
             shutil.rmtree(path / "replaced", ignore_errors=True)
+            checkpoint_path(path).unlink(missing_ok=True)
         except SafetensorError as error:  # its own name for a full disk, too
             shutil.rmtree(partial, ignore_errors=True)
             raise OSError(str(error)) from error

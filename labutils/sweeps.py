@@ -125,9 +125,10 @@ def run_all(experiments: Mapping[str, Experiment], workers: Workers, folder: Pat
 
 
 @functools.cache
-def cached_blueprint(settings: tuple) -> torch.nn.Module:
-    """A blueprint, kept for the runs that differ in their seeds alone: of deep nets it takes a while to make."""
-    return blueprint(dict(settings))
+def cached_blueprint(settings: str) -> torch.nn.Module:
+    """A blueprint of model settings in JSON, kept for the runs that differ in their seeds alone: of deep nets it takes
+    a while to make."""
+    return blueprint(json.loads(settings))
 
 
 def plan(experiments: Mapping[str, Experiment], workers: int) -> list[dict[str, Experiment]]:
@@ -137,7 +138,7 @@ def plan(experiments: Mapping[str, Experiment], workers: int) -> list[dict[str, 
     """
     shapes = defaultdict(dict)
     for name, experiment in experiments.items():
-        shape = stack_shape(cached_blueprint(tuple(experiment.model.items())), experiment.training)
+        shape = stack_shape(cached_blueprint(json.dumps(experiment.model)), experiment.training)
         mirrored = experiment.tracking.wandb != "disabled"
         key = name if shape is None or mirrored else json.dumps([shape, experiment.data, experiment.tracking.gradients])
         shapes[key][name] = experiment
@@ -152,7 +153,7 @@ def plan(experiments: Mapping[str, Experiment], workers: int) -> list[dict[str, 
 
 def cost(experiment: Experiment) -> int:
     """How long a run takes compared with others, roughly."""
-    return parameter_count(cached_blueprint(tuple(experiment.model.items()))) * experiment.training.epochs
+    return parameter_count(cached_blueprint(json.dumps(experiment.model))) * experiment.training.epochs
 
 
 def run_tasks(tasks: Sequence[Mapping[str, Experiment]], folder: Path) -> None:
@@ -218,8 +219,11 @@ def failed_row(experiment: Experiment, error: Exception) -> dict[str, object]:
 
 
 def settings_row(experiment: Experiment) -> dict[str, object]:
-    """An experiment's model and training settings as a table holds them: "none" for None."""
-    return {name: "none" if value is None else value for name, value in experiment.bare_settings().items()}
+    """An experiment's model and training settings as a table holds them: "none" for None, lists as text."""
+    return {
+        name: "none" if value is None else str(value) if isinstance(value, list) else value
+        for name, value in experiment.bare_settings().items()
+    }
 
 
 @contextmanager

@@ -84,7 +84,11 @@ def test_an_interrupted_run_is_given_but_not_kept(store, experiment):
     assert finished.history.interrupted
     assert finished.path is None
     assert len(finished.history.frame) == 1
-    assert [path.name for path in store.iterdir()] == [".locks"]
+    assert {path.name for path in store.iterdir()} == {".locks", ".checkpoints"}
+    again = lab.run(experiment, progress=False)
+    assert again.path.is_dir()
+    assert again.history.frame["seconds"][0] == finished.history.frame["seconds"][0]  # gone on with, not begun anew
+    assert not any((store / ".checkpoints").iterdir())
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(store, experiment, monkeypatch):
@@ -98,7 +102,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(store, experimen
         lab.run(experiment, force=True, progress=False)
     monkeypatch.undo()
     monkeypatch.setenv("LABUTILS_RUNS", str(store))
-    assert {path.name for path in store.iterdir()} == {".locks", first.path.name}
+    assert {path.name for path in store.iterdir()} == {".locks", ".checkpoints", first.path.name}
     assert lab.run(experiment).metrics == first.metrics
 
 
