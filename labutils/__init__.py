@@ -15,6 +15,7 @@ import importlib
 from types import ModuleType
 
 from labutils.archives import ArchiveError, DownloadError
+from labutils.backbones import load_backbone
 from labutils.checkpoints import CheckpointError
 from labutils.data import ImageData, Split, StandInWarning, batches, load_data
 from labutils.errors import SettingError
@@ -22,9 +23,11 @@ from labutils.experiment import Experiment, grid
 from labutils.models import MLP, ResNet, describe, parameter_count
 from labutils.probes import (
     activation_gradients,
+    class_activation_maps,
     gradient_correlation,
     gradient_norms,
     lesion_study,
+    loss_surface,
     mean_field_rate,
     rate_per_layer,
 )
@@ -57,6 +60,7 @@ __all__ = [
     "Training",
     "activation_gradients",
     "batches",
+    "class_activation_maps",
     "describe",
     "evaluate",
     "exercises",
@@ -66,8 +70,10 @@ __all__ = [
     "gradient_norms",
     "grid",
     "lesion_study",
+    "load_backbone",
     "load_data",
     "load_results",
+    "loss_surface",
     "mean_field_rate",
     "parameter_count",
     "plots",

@@ -1,4 +1,4 @@
-"""The command line: labutils doctor | data | run | sweep | report | course."""
+"""The command line: labutils doctor | data | run | sweep | report | export | course."""
 
 import argparse
 import sys
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from labutils.backbones import save_backbone
 from labutils.data import NAMES, SOURCES, load_data
 from labutils.errors import SettingError
 from labutils.experiment import (
@@ -21,7 +22,7 @@ from labutils.experiment import (
 )
 from labutils.results import save_results, settings_that_vary
 from labutils.runs import run
-from labutils.sweeps import sweep
+from labutils.sweeps import gradients, histories, sweep
 from labutils.training import Diverged
 
 if TYPE_CHECKING:
@@ -71,15 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             sub.add_argument("--jobs", type=int, help="processes, of one thread each (default, and most: one a core)")
             sub.add_argument("--cluster", help="run on a Ray cluster: auto, or ray://HOST:PORT")
-            sub.add_argument(
-                "--save-results", action="store_true", help="write data/results/NAME.csv for the course's notebooks"
-            )
+            for option, what in (
+                ("--save-results", "data/results/NAME.csv for the course's notebooks: a row a run"),
+                ("--save-epochs", "data/results/NAME_epochs.csv: a row an epoch of each run"),
+                ("--save-gradients", "data/results/NAME_gradients.csv: a row a layer and epoch, of logged gradients"),
+            ):
+                sub.add_argument(option, action="store_true", help=f"write {what}")
         sub.set_defaults(show_help=sub.print_help)
 
     tell = commands.add_parser("report", help="a sweep's results as a table (mean ± sd, n) and figures")
     tell.add_argument("config", help=f"a YAML file, or one of: {', '.join(config_names())}")
     tell.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: $LABUTILS_PROFILE, else laptop)")
     tell.add_argument("--to", type=Path, help="the folder of its files (default: build/reports/NAME)")
+
+    keep = commands.add_parser("export", help="run a config, and keep its trained network in data/checkpoints")
+    keep.add_argument("config", help=f"a YAML file, or one of: {', '.join(config_names())}")
+    keep.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: $LABUTILS_PROFILE, else laptop)")
 
     course = commands.add_parser("course", help="execute all notebooks in order, with an HTML page of each")
     course.add_argument("--profile", choices=PROFILES, default="laptop", help="(default: laptop)")
@@ -137,9 +145,16 @@ def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
     print(f"{len(results) - len(failed)} of {len(results)} runs are in the store")
     if len(failed):
         print(failed[[*settings_that_vary(results), "error"]].to_string(index=False), file=sys.stderr)
-    elif options.save_results:
-        print(f"banked in {save_results(experiments[0].name, results)}")
-    return 1 if len(failed) else 0
+        return 1
+    name = experiments[0].name
+    for wanted, banked, table in (
+        (options.save_results, name, lambda: results),
+        (options.save_epochs, f"{name}_epochs", lambda: histories(experiments)),
+        (options.save_gradients, f"{name}_gradients", lambda: gradients(experiments)),
+    ):
+        if wanted:
+            print(f"banked in {save_results(banked, table())}")
+    return 0
 
 
 def tell(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -160,6 +175,14 @@ def readable(summary: "pd.DataFrame") -> "pd.DataFrame":
         mean, sd = factor * summary[f"{name}_mean"], factor * summary[f"{name}_std"]
         table[f"{name} ({unit})"] = mean.map("{:.2f}".format) + sd.map(" ± {:.2f}".format)
     return table
+
+
+def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    finished = run(Experiment.load(options.config, profile=options.profile))
+    if finished.history.interrupted:
+        return 130
+    print(f"{finished}\nkept in {save_backbone(finished)}")
+    return 0
 
 
 def course(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -208,4 +231,12 @@ def show_help(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"doctor": doctor, "data": data, "run": run_one, "sweep": run_sweep, "report": tell, "course": course}
+COMMANDS = {
+    "doctor": doctor,
+    "data": data,
+    "run": run_one,
+    "sweep": run_sweep,
+    "report": tell,
+    "export": export,
+    "course": course,
+}

@@ -1,4 +1,4 @@
-"""Instruments that look into a network without changing it: gradients layer by layer, theory, lesions, correlations."""
+"""Instruments that look into a network without changing it: gradients, theory, lesions, loss surfaces, maps."""
 
 import math
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.data import ImageData, Split
-from labutils.errors import SettingError, check_whole
-from labutils.models import MLP, initial_scale
-from labutils.training import evaluate
+from labutils.errors import SettingError, check_number, check_whole
+from labutils.models import MLP, ResNet, initial_scale
+from labutils.training import autocast, evaluate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -235,3 +235,92 @@ def gradient_correlation(
         for lag in range(points // 4 + 1)
     ]
     return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def loss_surface(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    reach: float = 1.0,
+    points: int = 15,
+    seed: int = 0,
+) -> "pd.DataFrame":
+    """The loss on a plane through a trained model's weights (Li et al. 2018, "Visualizing the loss landscape").
+
+    The plane is spanned by two random directions, filter-normalised: each filter of a direction (the weights of one
+    output) has the length of the model's own, so that nets whose weights differ in size can be compared. Biases and
+    normalizations stay as they are. Eval mode, precision as in `evaluate`; the model is left as it was.
+
+    Args:
+        model: gives logits (B, classes).
+        images: (B, C, H, W) float, normalised, on the model's device.
+        labels: (B,) int64.
+        reach: how far to go along each direction, to both sides; 1 is as far as the weights themselves.
+        points: along each direction, odd, so that the model itself is in the middle.
+        seed: of the directions.
+
+    Returns:
+        A row a point: x and y (along the two directions, from -reach to reach), loss (mean cross-entropy, in nats).
+
+    Raises:
+        SettingError: a reach that is not above 0, or points that are even or fewer than 3.
+    """
+    import pandas as pd
+
+    check_number("reach", reach, 0, open_ends="low")
+    check_whole("points", points, 3)
+    if points % 2 == 0:
+        raise SettingError("points", points, "an odd number, so that the model is in the middle")
+    generator = torch.Generator().manual_seed(seed)
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    middle = [weight.clone() for weight in weights]
+    directions = [[filter_normalised(weight, generator) for weight in weights] for _ in range(2)]
+    was_training = model.training
+    model.eval()
+    rows = []
+    try:
+        for x in torch.linspace(-reach, reach, points).tolist():
+            for y in torch.linspace(-reach, reach, points).tolist():
+                for weight, start, along, across in zip(weights, middle, *directions, strict=True):
+                    weight.copy_(start + x * along + y * across)
+                with autocast(model, images.device, "auto"):
+                    logits = model(images)
+                rows.append({"x": x, "y": y, "loss": F.cross_entropy(logits.float(), labels).item()})
+    finally:
+        for weight, start in zip(weights, middle, strict=True):
+            weight.copy_(start)
+        model.train(was_training)
+    return pd.DataFrame(rows)
+
+
+def filter_normalised(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random direction of a weight's shape, each of whose filters has the length of the weight's own."""
+    direction = torch.randn(weight.shape, generator=generator).to(weight.device)
+    lengths = weight.flatten(1).norm(dim=1) / direction.flatten(1).norm(dim=1)
+    return direction * lengths.view(-1, *[1] * (weight.ndim - 1))
+
+
+@torch.no_grad()
+def class_activation_maps(model: ResNet, images: torch.Tensor) -> torch.Tensor:
+    """How much each place of an image speaks for each class (Zhou et al. 2016, "Learning deep features").
+
+    Behind global average pooling the head is linear, so it may as well read the classes off each place before the
+    average is taken: one product of the head's weights with the last stage's maps. Eval mode; the model is left in the
+    mode it was in.
+
+    Args:
+        model: a ResNet.
+        images: (N, C, H, W) float, normalised, on the model's device.
+
+    Returns:
+        (N, classes, H', W'), with the head's bias: a class's mean over the places is its logit.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        maps = model.feature_maps(images)
+    finally:
+        model.train(was_training)
+    return torch.einsum("kf,nfhw->nkhw", model.head.weight, maps) + model.head.bias.view(-1, 1, 1)

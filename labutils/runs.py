@@ -55,8 +55,8 @@ class Run:
         experiment: its settings.
         history: what happened in each epoch.
         metrics: the final figures (validation_loss, validation_top1, validation_top5 and the same of test, of the
-            best epoch's weights; best_epoch; epochs_run; parameters, multiply_adds, layers; seconds) and where they come
-            from (experiment, profile, data, source, device, processor, threads, torch, version, date).
+            best epoch's weights; best_epoch; epochs_run; parameters, multiply_adds, layers; seconds) and where they
+            come from (experiment, profile, data, source, device, processor, threads, torch, version, date).
         path: its folder; None for an interrupted run, which is not kept.
     """
 
@@ -349,7 +349,8 @@ def write_run(finished: Run) -> None:
                 finished.history.probes.to_csv(partial / "gradients.csv", index=False)
             save_model(finished.trained, str(partial / "model.safetensors"))
             (partial / "metrics.json").write_text(json.dumps(finished.metrics, indent=2) + "\n", encoding="utf-8")
-            partial.chmod(0o755)
+            partial.chmod(0o755)  # for all who share the store
+            (partial / "model.safetensors").chmod(0o644)
             if path.exists():
                 path.rename(partial / "replaced")
             partial.rename(path)

@@ -29,6 +29,7 @@ from labutils.models import parameter_count
 from labutils.runs import (
     Run,
     find_run,
+    gradient_probe,
     load_experiment_data,
     lock,
     run_path,
@@ -36,6 +37,7 @@ from labutils.runs import (
     store_root,
     train,
     train_together,
+    untrained,
     write_run,
 )
 from labutils.stacks import stack_shape
@@ -211,6 +213,54 @@ def row(finished: Run) -> dict[str, object]:
     """A run's row of a sweep's table."""
     trained = {name: finished.history.best[name] for name in ("train_loss", "train_accuracy")}
     return {"run": finished.path.name} | settings_row(finished.experiment) | trained | finished.metrics
+
+
+def histories(experiments: Sequence[Experiment]) -> "pd.DataFrame":
+    """The histories of experiments that are in the store: a row an epoch, beside the run's settings and origin."""
+    import pandas as pd
+
+    return pd.concat(
+        [finished.history.frame.assign(**labels(finished)) for finished in map(kept_run, experiments)],
+        ignore_index=True,
+    )
+
+
+def gradients(experiments: Sequence[Experiment]) -> "pd.DataFrame":
+    """The gradient norms that experiments logged, which are in the store.
+
+    Returns:
+        A row a layer and epoch, the weights of the layer itself alone, beside the run's settings and origin; epoch 0
+        is before training, measured now.
+    """
+    import pandas as pd
+
+    tables = []
+    for experiment in experiments:
+        finished, data = kept_run(experiment), load_experiment_data(experiment)
+        start = gradient_probe(experiment, data)(untrained(experiment, data)).assign(epoch=0)
+        table = pd.concat([start, finished.history.probes])
+        table = table[table["kind"] == "weight"].drop_duplicates(["epoch", "layer"])
+        tables.append(table.assign(**labels(finished)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def kept_run(experiment: Experiment) -> Run:
+    """An experiment's run in the store.
+
+    Raises:
+        SettingError: it is not there.
+    """
+    kept = find_run(run_path(experiment, load_experiment_data(experiment)))
+    if kept is None:
+        raise SettingError("experiment", experiment, "one that is in the store; run the sweep first")
+    return kept
+
+
+def labels(finished: Run) -> dict[str, object]:
+    """What names a run in a table of many, and says where it comes from."""
+    origin = ("layers", "data", "source", "profile", "device", "processor", "torch")
+    settings = {name: value for name, value in settings_row(finished.experiment).items() if name != "lr"}
+    return {"run": finished.path.name} | settings | {name: finished.metrics[name] for name in origin}
 
 
 def failed_row(experiment: Experiment, error: Exception) -> dict[str, object]:

@@ -87,6 +87,20 @@ def test_sweep_banks_results_and_fails_when_a_run_does(store, tmp_path, capsys, 
     assert set(results.load_results("mlp_depth_width")["lr"]) == {0.001}
 
 
+def test_sweep_banks_epochs_and_gradients(store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(results, "results_folder", lambda: tmp_path / "bank")
+    arguments = ["sweep", "cnn_gradients", "--profile", "smoke", "--epochs", "2", "--blocks", "[1, 1, 2, 1]"]
+    assert main([*arguments, "--width", "2", "--save-epochs", "--save-gradients"]) == 0
+    epochs = results.load_results("cnn_gradients_epochs")
+    assert epochs.groupby(["residual", "seed"])["epoch"].apply(list).tolist() == [[1, 2]] * 6
+    assert set(epochs["blocks"]) == {"[1, 1, 2, 1]"}
+    gradients = results.load_results("cnn_gradients_gradients")
+    assert gradients.groupby(["residual", "seed", "epoch"])["layer"].apply(list).tolist() == [list(range(1, 13))] * 18
+    assert (gradients[gradients["epoch"] == 0]["norm"] > 0).any()
+    assert not gradients["name"].str.contains("skip").any()
+    assert set(gradients["layers"]) == {12}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
 def test_an_interrupt_shows_the_epochs_so_far(store):
     command = [sys.executable, "-m", "labutils", "run", "mlp_mnist", "--epochs", "100000"]

@@ -8,6 +8,8 @@ from torch.nn import functional as F  # noqa: N812
 
 import labutils as lab
 from labutils.data import batches
+from labutils.probes import filter_normalised
+from labutils.training import autocast
 
 
 @pytest.fixture
@@ -165,3 +167,90 @@ def test_correlations_are_given_by_distance(batch):
     assert curve["distance"][2] == pytest.approx(2 * (end - start).norm().item() / 7)
     with pytest.raises(lab.SettingError, match="points"):
         lab.gradient_correlation(lab.MLP(2, 16), start, end, points=3)
+
+
+@pytest.fixture(scope="module")
+def small_net():
+    torch.manual_seed(0)
+    return lab.ResNet((1, 1, 1, 1), width=4, zero_init_residual=False)
+
+
+def test_projections_do_not_shift_the_numbers_of_layers():
+    images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
+    residual, plain = (
+        lab.gradient_norms(lab.ResNet((1, 1, 1, 1), width=2, residual=residual), images, labels)
+        for residual in (True, False)
+    )
+    numbers = {row.name: row.layer for row in residual.itertuples() if row.kind == "weight"}
+    expected = {row.name: row.layer for row in plain.itertuples() if row.kind == "weight"}
+    assert {name: layer for name, layer in numbers.items() if ".skip." not in name} == expected
+    assert expected["head"] == 10
+    assert numbers["stages.1.0.skip.0"] == numbers["stages.1.0.conv2"]
+
+
+def test_the_middle_of_a_loss_surface_is_the_model(small_net):
+    images, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
+    before = {name: tensor.clone() for name, tensor in small_net.state_dict().items()}
+    small_net.train()
+    surface = lab.loss_surface(small_net, images, labels, points=3, reach=0.5)
+    assert small_net.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in small_net.state_dict().items())
+    with torch.no_grad(), autocast(small_net, torch.device("cpu"), "auto"):
+        logits = small_net.eval()(images).float()
+    expected = torch.nn.functional.cross_entropy(logits, labels).item()
+    middle = surface[(surface["x"] == 0) & (surface["y"] == 0)]["loss"].item()
+    assert middle == pytest.approx(expected, rel=1e-6)
+    assert sorted(set(surface["x"])) == sorted(set(surface["y"])) == [-0.5, 0.0, 0.5]
+    assert surface["loss"].nunique() == 9
+    again = lab.loss_surface(small_net, images, labels, points=3, reach=0.5)
+    other = lab.loss_surface(small_net, images, labels, points=3, reach=0.5, seed=1)
+    assert again.equals(surface)
+    assert not other.equals(surface)
+
+
+def test_directions_have_the_length_of_the_models_filters(small_net):
+    for weight in (small_net.stages[1][0].conv1.weight, small_net.head.weight):
+        direction = filter_normalised(weight, torch.Generator().manual_seed(0))
+        assert torch.allclose(direction.flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1))
+
+
+def test_a_loss_surface_does_not_depend_on_the_size_of_weights_before_a_normalization():
+    """What filter normalisation is for: weights scaled by c before a batch norm are the same function."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+    net = lab.ResNet((1, 1, 1, 1), width=4, residual=False).double()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 1e-12
+            module.momentum = None
+    net.train()
+    net(images.double())
+    first = lab.loss_surface(net, images.double(), labels, points=3)
+    with torch.no_grad():
+        for block in [stage[0] for stage in net.stages]:
+            block.conv1.weight *= 10
+            block.norm1.running_mean *= 10
+            block.norm1.running_var *= 100
+    second = lab.loss_surface(net, images.double(), labels, points=3)
+    assert second["loss"].to_numpy() == pytest.approx(first["loss"].to_numpy(), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"points": 4}, ["points", "4", "odd"]), ({"points": 1}, ["points", "1", "3"]), ({"reach": 0}, ["reach", "0"])],
+)
+def test_wrong_arguments_of_a_loss_surface_are_named(small_net, arguments, words):
+    with pytest.raises(lab.SettingError) as caught:
+        lab.loss_surface(small_net, torch.randn(2, 3, 8, 8), torch.arange(2), **arguments)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_class_activation_maps_mean_is_the_classs_logit(small_net):
+    images = torch.randn(3, 3, 32, 32)
+    small_net.train()
+    maps = lab.class_activation_maps(small_net, images)
+    assert small_net.training
+    assert maps.shape == (3, 10, 4, 4)
+    assert torch.allclose(maps.mean((2, 3)), small_net.eval()(images), atol=1e-5)
+    place = small_net.feature_maps(images)[1, :, 2, 3]
+    assert torch.allclose(maps[1, :, 2, 3], small_net.head(place), atol=1e-5)

@@ -1,0 +1,76 @@
+"""Trained networks that belong to the course: data/checkpoints, weights with the record of the run they come from."""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from labutils.checkpoints import CheckpointError, load_tensors, save_tensors, shapes
+from labutils.data import home
+from labutils.errors import UnknownSetting
+from labutils.models import build_model
+from labutils.runs import Run, load_experiment_data
+
+
+def checkpoints_folder() -> Path:
+    """Where the course's trained networks are kept."""
+    return home() / "data" / "checkpoints"
+
+
+def save_backbone(finished: Run) -> Path:
+    """Keep a run's network for the course: NAME.safetensors, and NAME.json with its record and checksum.
+
+    Returns:
+        The path of the weights.
+    """
+    data = load_experiment_data(finished.experiment)
+    path = checkpoints_folder() / f"{finished.experiment.name}.safetensors"
+    settings = finished.experiment.settings()
+    record = {
+        "settings": {section: settings[section] for section in ("data", "model", "training")},
+        "image_shape": data.image_shape,
+        "classes": data.classes,
+        "mean": data.mean.tolist(),
+        "std": data.std.tolist(),
+        "metrics": finished.metrics,
+    }
+    checksum = save_tensors(path, finished.model.state_dict(), record)
+    path.chmod(0o644)
+    written = json.dumps({"sha256": checksum, **record}, indent=2)
+    path.with_suffix(".json").write_text(f"{written}\n", encoding="utf-8")
+    return path
+
+
+def load_backbone(name: str = "cnn_backbone") -> tuple[nn.Module, dict]:
+    """A trained network of the course, in eval mode on the CPU, and its record.
+
+    Args:
+        name: of a config whose network is kept in data/checkpoints.
+
+    Returns:
+        The model, and the record: settings (by section), image_shape, classes, mean and std (of the images it was
+        trained on, by which they are normalised), metrics (of its run).
+
+    Raises:
+        SettingError: there is none of that name.
+        CheckpointError: it is damaged, not the one that its record is about, or its weights fit another model.
+    """
+    path = checkpoints_folder() / f"{name}.safetensors"
+    if not path.is_file():
+        raise UnknownSetting(name, [kept.stem for kept in checkpoints_folder().glob("*.safetensors")])
+    tensors, record = load_tensors(path)
+    try:
+        beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: its record {name}.json can't be read ({error})") from error
+    if {key: value for key, value in beside.items() if key != "sha256"} != record:
+        raise CheckpointError(f"checkpoint {path}: {name}.json is the record of another network")
+    model = build_model(
+        **record["settings"]["model"],
+        image_shape=tuple(record["image_shape"]),
+        classes=len(record["classes"]),
+    )
+    if shapes(model) != {key: list(tensor.shape) for key, tensor in tensors.items()}:
+        raise CheckpointError(f"checkpoint {path}: its weights do not fit {model}")
+    model.load_state_dict(tensors)
+    return model.eval(), record
