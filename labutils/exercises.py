@@ -1,14 +1,14 @@
 """The automatic checks of the notebooks' exercises. Each says what is right, or the first thing that is not."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 
-from labutils.models import MLP, parameter_count
-from labutils.probes import activation_gradients, rate_per_layer
+from labutils.models import MLP, ResNet, describe, parameter_count
+from labutils.probes import activation_gradients, class_activation_maps, rate_per_layer
 from labutils.training import seeded
 
 RATE_TOLERANCE = 0.05  # relative; what a few layers of 512 units scatter by
@@ -201,6 +201,85 @@ def check_last_depth(answer: int | None, results: pd.DataFrame) -> Verdict:
     return Verdict(
         True, f"at depth {answer} the best seed reaches {best[answer]:.1%}, and at every smaller depth one learns"
     )
+
+
+def check_convolution_cost(answer: Callable[[int, int, int, int], tuple[int, int]] | None) -> Verdict:
+    """Notebook 03, exercise 1: parameters and multiply-adds of a convolution.
+
+    Args:
+        answer: of input channels, output channels, the kernel's side and the output's side in pixels; gives both
+            numbers for a convolution without biases. Compared with layers that are built and counted.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    for inputs, outputs, kernel, side in ((3, 16, 3, 32), (16, 32, 3, 16), (16, 32, 1, 16), (64, 64, 3, 8)):
+        given, trouble = call(answer, inputs, outputs, kernel, side)
+        if trouble is not None:
+            return trouble
+        layer = torch.nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        counted = describe(layer, (inputs, side, side))
+        expected = (counted["parameters"], counted["multiply_adds"])
+        if given != expected:
+            layer = f"{inputs} -> {outputs} channels, {kernel}x{kernel}, {side}x{side} pixels"
+            return Verdict(False, f"{layer}: PyTorch counts {expected[0]:,} and {expected[1]:,}, you say {given}")
+    return Verdict(True, "your formulas count what PyTorch counts, for each layer tried")
+
+
+def check_receptive_field(answer: Callable[[Sequence[int]], int] | None) -> Verdict:
+    """Notebook 03, exercise 2: how many pixels, side by side, one place of a ResNet's last map depends on.
+
+    Args:
+        answer: of the blocks a stage. Compared with nets through which a gradient is sent back to the image.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    for blocks in ((1, 1, 1, 1), (2, 1, 1, 1), (1, 1, 1, 2), (2, 2, 2, 2)):
+        given, trouble = call(answer, blocks)
+        if trouble is not None:
+            return trouble
+        measured = measured_receptive_field(blocks)
+        if given != measured:
+            return Verdict(False, f"{list(blocks)}: a net that was built sees {measured} pixels, you say {given}")
+    return Verdict(True, "your recursion gives what gradients were measured to reach; CIFAR's images have 32 pixels")
+
+
+def measured_receptive_field(blocks: Sequence[int]) -> int:
+    """Pixels of a row of the image on which one place of a ResNet's last map depends."""
+    net = ResNet(blocks, width=1, in_channels=1).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1)  # all positive, so that no path through the net is lost
+    images = torch.ones(1, 1, 256, 256, requires_grad=True)
+    maps = net.feature_maps(images)
+    middle = maps.shape[-1] // 2
+    (gradient,) = torch.autograd.grad(maps[0, -1, middle, middle], images)
+    return (gradient[0, 0].abs().sum(0) > 0).sum().item()
+
+
+def check_activation_maps(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None) -> Verdict:
+    """Notebook 03, exercise 3: class activation maps from feature maps and the head's weights.
+
+    Args:
+        answer: of the last stage's maps (N, F, H, W) and the head's weights (classes, F); gives (N, classes, H, W),
+            without the head's bias.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    with seeded(0, torch.device("cpu")):
+        net = ResNet((1, 1, 1, 1), width=4, classes=7).eval()
+        images = torch.randn(3, 3, 40, 32)  # higher than wide, so that rows and columns can't be swapped unnoticed
+    with torch.no_grad():
+        maps = net.feature_maps(images)
+        given, trouble = call(answer, maps, net.head.weight.detach())
+        if trouble is not None:
+            return trouble
+        expected = class_activation_maps(net, images) - net.head.bias.view(-1, 1, 1)
+    if not isinstance(given, torch.Tensor) or given.shape != expected.shape:
+        shape = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        return Verdict(False, f"the maps should have the shape {tuple(expected.shape)}, yours: {shape}")
+    if not torch.allclose(given, expected, atol=1e-4):
+        return Verdict(False, "the right shape, but the mean of a class's map over the places is not its logit")
+    return Verdict(True, "the mean of each map over the places is the class's logit, but for the bias")
 
 
 def is_near(given: object, expected: float, tolerance: float) -> bool:

@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
+from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
@@ -105,7 +105,8 @@ def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: st
 
     Args:
         histories: a history's frame, or several by name, the newest last. Beyond the palette's five the oldest are
-            drawn faint. An empty mapping gives empty axes.
+            drawn faint. Where a name says "residual yes" or "residual no", its colour says so, too, and the older the
+            fainter. An empty mapping gives empty axes.
         caption: what the data are.
     """
     if isinstance(histories, pd.DataFrame):
@@ -114,12 +115,14 @@ def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: st
     figure, ((left, right),) = chart(1, 2, height=3.4 + 0.2 * len(named), caption=caption)
     newest_first = [PLAIN, *OTHERS]
     for age, (name, frame) in enumerate(reversed(histories.items())):
-        colour = newest_first[age] if age < len(newest_first) else FAINT
-        marker = "o" if len(frame) == 1 else None
+        style = {"color": newest_first[age] if age < len(newest_first) else FAINT}
+        if "residual yes" in name or "residual no" in name:
+            style = {"color": RESIDUAL if "residual yes" in name else PLAIN, "alpha": max(0.25, 0.7**age)}
+        style["marker"] = "o" if len(frame) == 1 else None
         for axes, measured in ((left, "loss"), (right, "accuracy")):
             solid, dashed = frame[f"validation_{measured}"], frame[f"train_{measured}"]
-            axes.plot(frame["epoch"], solid, color=colour, marker=marker, label=name or "validation")
-            axes.plot(frame["epoch"], dashed, "--", color=colour, marker=marker, label="" if name else "training")
+            axes.plot(frame["epoch"], solid, label=name or "validation", **style)
+            axes.plot(frame["epoch"], dashed, "--", label="" if name else "training", **style)
     left.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
     right.set(title="Accuracy", xlabel="epoch", ylabel="correct (%)")
     right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
@@ -220,28 +223,147 @@ def draw_bands(
 
 @styled
 def accuracy_by_depth(
-    results: pd.DataFrame, lines: Mapping[str, Mapping[str, object]], *, metric: str, lowest: float | None = None
+    results: pd.DataFrame,
+    lines: Mapping[str, Mapping[str, object]],
+    *,
+    metric: str,
+    depth: str = "depth",
+    lowest: float | None = None,
 ) -> Chart:
     """Mean accuracy against depth, with a band of one standard deviation over seeds.
 
     Args:
-        results: a row a run, with depth and the metric.
+        results: a row a run, with its depth and the metric.
         lines: what each line shows, by its label: the columns' values that its runs have.
         metric: the column to show, fractions from 0 to 1.
+        depth: the column that says how deep a net is: depth (hidden layers) or layers (all that have weights).
         lowest: where the axis begins, as a fraction, to look at small differences; what lies lower is not shown.
     """
     figure, ((axis,),) = chart(height=4.2, caption=origin(results))
     for label, style in line_styles(list(lines)).items():
         runs = matching(results, lines[label])
-        draw_bands(axis, runs, across="depth", measured=metric, label=label, style=style)
-    depths = sorted(results["depth"].unique())
+        draw_bands(axis, runs, across=depth, measured=metric, label=label, style=style)
+    depths = sorted(results[depth].unique())
     axis.set_xscale("log")
-    axis.set_xticks(depths, [str(depth) for depth in depths])
+    axis.set_xticks(depths, map(str, depths))
     axis.minorticks_off()
-    axis.set(xlabel="depth (hidden layers, logarithmic)", ylabel="correct (%)", ylim=(lowest, None))
+    counted = {"depth": "hidden layers", "layers": "layers with weights"}[depth]
+    axis.set(xlabel=f"depth ({counted}, logarithmic)", ylabel="correct (%)", ylim=(lowest, None))
     axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     if any(lines):
         axis.legend()
+    return figure
+
+
+@styled
+def epochs(results: pd.DataFrame, lines: Mapping[str, Mapping[str, object]]) -> Chart:
+    """Training loss and validation accuracy over the epochs, each with a band of one standard deviation over seeds.
+
+    Args:
+        results: a row an epoch of each run, as `labutils sweep --save-epochs` banks them.
+        lines: what each line shows, by its label: the columns' values that its runs have.
+    """
+    figure, ((left, right),) = chart(1, 2, height=3.9, caption=origin(results))
+    for label, style in line_styles(list(lines)).items():
+        runs = matching(results, lines[label])
+        draw_bands(left, runs, across="epoch", measured="train_loss", label=label, style=style)
+        draw_bands(right, runs, across="epoch", measured="validation_accuracy", label=label, style=style)
+    left.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy (nats)")
+    right.set(title="Validation accuracy", xlabel="epoch", ylabel="correct (%)")
+    right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend()
+    return figure
+
+
+@styled
+def loss_surfaces(surfaces: Mapping[str, pd.DataFrame], *, highest: float = 10.0, caption: str = "") -> Chart:
+    """The loss around trained nets, as contours side by side, at the same levels.
+
+    Args:
+        surfaces: as `loss_surface` gives them, by the panel's title.
+        highest: the loss above which nothing is told apart.
+        caption: what the data are.
+    """
+    lowest = min(surface["loss"].min() for surface in surfaces.values())
+    levels = np.geomspace(max(lowest, 1e-3), highest, 13)
+    figure, (axes,) = chart(1, len(surfaces), height=4.4, caption=caption, sharey=True)
+    for axis, (title, surface) in zip(axes, surfaces.items(), strict=True):
+        table = surface.pivot_table(index="y", columns="x", values="loss").clip(levels[0], highest)
+        colours = LogNorm(levels[0], highest)
+        filled = axis.contourf(table.columns, table.index, table, levels=levels, cmap=SHADES, norm=colours)
+        lines = axis.contour(table.columns, table.index, table, levels=levels[::2], colors="white", linewidths=0.7)
+        axis.clabel(lines, fmt="%.2g", fontsize=8)
+        axis.plot(0, 0, "+", color="white", markersize=10)
+        axis.set(title=title, xlabel="along the first direction", aspect="equal")
+        axis.grid(visible=False)
+    axes[0].set_ylabel("along the second direction")
+    bar = figure.colorbar(filled, ax=axes, label="cross-entropy (nats)", shrink=0.85)
+    ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if levels[0] <= tick <= highest]
+    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    return figure
+
+
+@styled
+def activation_maps(
+    images: torch.Tensor,
+    maps: torch.Tensor,
+    labels: torch.Tensor,
+    predictions: torch.Tensor,
+    classes: Sequence[str],
+    *,
+    caption: str = "",
+) -> Chart:
+    """Images, and below each the same with what spoke for the class that was predicted.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        maps: (N, H', W') how much each place spoke for the predicted class, in logits.
+        labels, predictions: (N,) class numbers; a wrong prediction is marked by a cross and bold type.
+        classes: their names.
+        caption: what the data are.
+    """
+    figure, axes = chart(2, len(images), height=3.1, caption=caption)
+    reach = maps.abs().max().item()
+    side = images.shape[-1]
+    for number, (above, below) in enumerate(axes.T):
+        picture = images[number].permute(1, 2, 0).numpy(force=True)
+        wrong = predictions[number] != labels[number]
+        above.imshow(picture)
+        title = f"is {classes[labels[number]]}\n{'✗' if wrong else '✓'} {classes[predictions[number]]}"
+        above.set_title(title, fontsize=8, loc="center", fontweight="bold" if wrong else "normal")
+        below.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+        shown = below.imshow(maps[number].numpy(force=True), cmap=SHADES, vmin=-reach, vmax=reach, alpha=0.6,
+                             extent=(-0.5, side - 0.5, side - 0.5, -0.5), interpolation="bilinear")  # fmt: skip
+        for axis in (above, below):
+            axis.axis("off")
+    figure.colorbar(shown, ax=axes, label="logit at the place", shrink=0.7)
+    return figure
+
+
+@styled
+def ladder(results: pd.DataFrame, rungs: Mapping[str, Mapping[str, object]], *, metric: str) -> Chart:
+    """Accuracy against seconds of training, a step of a recipe after the other: means with bars of one sd over seeds.
+
+    Args:
+        results: a row a run, with seconds and the metric.
+        rungs: what each rung shows, from the plain recipe on, by its label: the columns' values that its runs have.
+        metric: the column to show, fractions from 0 to 1.
+    """
+    figure, ((axis,),) = chart(height=4.6, caption=origin(results))
+    points = []
+    for number, (label, chosen) in enumerate(rungs.items(), start=1):
+        runs = matching(results, chosen)
+        seconds, correct = runs["seconds"], runs[metric]
+        points.append((seconds.mean(), correct.mean()))
+        axis.errorbar(*points[-1], xerr=seconds.std(), yerr=correct.std(), fmt="o", color=RESIDUAL, ms=13, capsize=2)
+        axis.annotate(str(number), points[-1], color="white", ha="center", va="center", fontsize=8.5, weight="bold")
+        axis.plot([], [], " ", label=f"{number}  {label}: {100 * correct.mean():.1f} ± {100 * correct.std():.1f} %")
+    axis.plot(*zip(*points, strict=True), color=RESIDUAL, lw=0.8, alpha=0.5, zorder=0)
+    axis.set(xlabel="training (seconds)", ylabel="correct (%)")
+    axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    figure.legend(loc="outside right upper", fontsize=8.5, handlelength=0)
     return figure
 
 

@@ -56,18 +56,29 @@ class TrainingExplorer(Explorer):
 
     Args:
         experiment: where the settings start from.
-        choices: the values each setting offers, by its name, such as {"depth": [1, 2, 5]}. Ordered numbers become
-            a slider, anything else a row of buttons.
+        choices: the values each setting offers, by its name, such as {"depth": [1, 2, 5]}. Ordered numbers and lists
+            of numbers become a slider, anything else a row of buttons.
         earlier: finished runs to compare with from the start.
+        banked: results, a row an epoch of each run, from which a choice is drawn as soon as it is made: the mean over
+            the seeds.
 
     Attributes:
         runs: what was trained, by the label it has in the figure.
     """
 
-    def __init__(self, experiment: Experiment, choices: Mapping[str, Sequence], *, earlier: Sequence[Run] = ()):
+    def __init__(
+        self,
+        experiment: Experiment,
+        choices: Mapping[str, Sequence],
+        *,
+        earlier: Sequence[Run] = (),
+        banked: pd.DataFrame | None = None,
+    ):
         if not choices:
             raise SettingError("choices", choices, "one setting or more, with the values it offers")
         self.experiment = experiment
+        self.banked = banked
+        self.shown: dict[str, pd.DataFrame] = {}  # curves from the bank
         self.runs: dict[str, Run] = {}
         self.worker: threading.Thread | None = None
         self.stopping = threading.Event()
@@ -90,6 +101,29 @@ class TrainingExplorer(Explorer):
             settings = finished.experiment.bare_settings()
             self.runs[describe({name: settings.get(name) for name in choices})] = finished
         super().__init__([*self.controls.values(), buttons, self.progress, self.status, self.figure])
+        if banked is None:
+            self.draw({})
+        else:
+            for widget in self.controls.values():
+                widget.observe(lambda _: self.show_banked(), names="value")
+            self.show_banked()
+
+    def show_banked(self) -> None:
+        """Draw the choice from the bank, if it is there."""
+        chosen = {name: str(value) if isinstance(value, list) else value for name, value in self.choice().items()}
+        epochs = plots.matching(self.banked, chosen)
+        if epochs.empty:
+            self.status.value = f"<b>{describe(self.choice())}</b> is not in the bank. Press Train to train it here."
+            return
+        label = f"{describe(self.choice())} (bank, n = {epochs['seed'].nunique()})"
+        self.shown.pop(label, None)
+        self.shown[label] = epochs.groupby("epoch", as_index=False).mean(numeric_only=True)
+        final = epochs[epochs["epoch"] == epochs["epoch"].max()]
+        accuracy, minutes = final["validation_accuracy"], epochs.groupby("run")["seconds"].sum().mean() / 60
+        self.status.value = (
+            f"<b>{label}</b>: validation accuracy {accuracy.mean():.2%} ± {accuracy.std():.2%} after the last epoch; "
+            f"a run took {minutes:.1f} minutes"
+        )
         self.draw({})
 
     def train(self) -> None:
@@ -137,6 +171,7 @@ class TrainingExplorer(Explorer):
     def reset(self) -> None:
         """Forget the earlier choices."""
         self.runs.clear()
+        self.shown.clear()
         self.progress.value = 0
         self.status.value = INVITATION
         self.draw({})
@@ -144,8 +179,11 @@ class TrainingExplorer(Explorer):
     def draw(self, growing: Mapping[str, pd.DataFrame]) -> None:
         """Redraw the figure: the finished choices, and one that is growing."""
         frames = {label: finished.history.frame for label, finished in self.runs.items() if label not in growing}
-        frames = dict(list(frames.items())[-REMEMBERED:]) | growing
-        caption = ", ".join({"{data} ({source})".format(**finished.metrics) for finished in self.runs.values()})
+        frames = dict(list((self.shown | frames).items())[-REMEMBERED:]) | growing
+        sources = {"{data} ({source})".format(**finished.metrics) for finished in self.runs.values()}
+        if self.shown:
+            sources.add(plots.origin(self.banked))
+        caption = ", ".join(sorted(sources))
         self.figure.value = plots.history(frames, caption=caption).png()
 
 
@@ -246,6 +284,8 @@ def describe(choice: Mapping[str, object]) -> str:
 
 def in_words(value: object) -> str:
     """A setting's value as a label shows it."""
+    if isinstance(value, list):
+        return "-".join(map(str, value))
     return WORDS[value] if value is None or isinstance(value, bool) else str(value)
 
 
@@ -260,9 +300,9 @@ def control(name: str, values: Sequence, start: object) -> ipywidgets.Widget:
         raise SettingError(f"choices.{name}", values, "one value or more")
     index = values.index(start) if start in values else 0
     label, style = name.replace("_", " "), {"description_width": "9em"}
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        layout = ipywidgets.Layout(width="30em")
-        return ipywidgets.SelectionSlider(options=values, index=index, description=label, style=style, layout=layout)
     options = [(in_words(value), value) for value in values]
+    if all(isinstance(value, int | float | list) and not isinstance(value, bool) for value in values):
+        layout = ipywidgets.Layout(width="30em")
+        return ipywidgets.SelectionSlider(options=options, index=index, description=label, style=style, layout=layout)
     style["button_width"] = "7em"
     return ipywidgets.ToggleButtons(options=options, index=index, description=label, style=style)

@@ -95,3 +95,58 @@ def test_the_last_depth_is_the_first_at_which_no_seed_learns():
         assert not verdict
         assert word in verdict.message
     assert not exercises.check_last_depth(None, results)
+
+
+def test_the_cost_of_a_convolution_is_checked_against_layers_that_are_counted():
+    def right(inputs, outputs, kernel, side):
+        parameters = inputs * outputs * kernel**2
+        return parameters, parameters * side**2
+
+    assert exercises.check_convolution_cost(right)
+    for wrong in (
+        None,
+        lambda i, o, k, s: (i * o * k**2 + o, (i * o * k**2 + o) * s**2),  # with biases
+        lambda i, o, k, s: (i * o * k, i * o * k * s),
+        lambda i, o, k, s: (i * o * k**2, 2 * i * o * k**2 * s**2),  # operations, not multiply-adds
+        fails,
+    ):
+        assert not exercises.check_convolution_cost(wrong)
+
+
+def test_the_receptive_field_is_checked_against_gradients():
+    def field(blocks, kernel=3, jump=1, first_stride=2):
+        seen = kernel
+        for stage, count in enumerate(blocks):
+            for number in range(2 * count):
+                seen += (kernel - 1) * jump
+                if stage and not number:
+                    jump *= first_stride
+        return seen
+
+    assert exercises.check_receptive_field(field)
+    assert exercises.measured_receptive_field((2, 2, 2, 2)) == 109
+    for wrong in (
+        None,
+        lambda blocks: 3 + 4 * sum(blocks),  # no strides
+        lambda blocks: field(blocks) - 2,  # the stem forgotten
+        lambda blocks: 32,
+        fails,
+    ):
+        assert not exercises.check_receptive_field(wrong)
+
+
+def test_activation_maps_are_checked_against_the_nets_own():
+    def right(maps, weight):
+        return torch.einsum("kf,nfhw->nkhw", weight, maps)
+
+    assert exercises.check_activation_maps(right)
+    assert exercises.check_activation_maps(lambda maps, weight: (weight @ maps.flatten(2)).unflatten(2, maps.shape[2:]))
+    for wrong in (
+        None,
+        lambda maps, weight: right(maps, weight).mean((2, 3)),  # the logits
+        lambda maps, weight: right(maps, weight).relu(),
+        lambda maps, weight: right(maps, weight).softmax(1),
+        lambda maps, weight: right(maps.transpose(2, 3), weight),
+        fails,
+    ):
+        assert not exercises.check_activation_maps(wrong)

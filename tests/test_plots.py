@@ -181,3 +181,78 @@ def test_accuracies_draw_a_row_a_setting(results):
     rows = {"plain, depth 1": {"depth": 1}, "residual, depth 4": {"depth": 4}}
     (axis,) = plots.accuracies(results, rows, metric="test_top1").axes
     assert [label.get_text() for label in axis.get_yticklabels()] == list(rows)
+
+
+@pytest.fixture
+def epochs():
+    rows = [
+        {"residual": residual, "blocks": blocks, "seed": seed, "epoch": epoch, "run": f"{residual}{blocks}{seed}",
+         "train_loss": 2.0 / epoch + seed / 10, "validation_accuracy": 0.3 + epoch / 10 + seed / 50 + residual / 20,
+         "train_accuracy": 0.4, "validation_loss": 1.0, "seconds": 30.0}
+        for residual in (False, True)
+        for blocks in ("[1, 1, 1, 1]", "[2, 2, 2, 2]")
+        for seed in range(3)
+        for epoch in (1, 2, 3)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(
+        data="some pictures", source="builtin", epochs=3, processor="an abacus", torch="2.0"
+    )
+
+
+def test_epochs_draw_means_over_seeds_in_the_palette(epochs):
+    figure = plots.epochs(epochs, {"plain": {"residual": False}, "residual": {"residual": True}})
+    check_drawn(figure)
+    losses, accuracies = figure.axes
+    drawn = {line.get_label(): line for line in losses.lines}
+    assert list(drawn["plain"].get_ydata()) == pytest.approx([2.1, 1.1, 2 / 3 + 0.1])
+    assert to_rgb(drawn["plain"].get_color()) == to_rgb(plots.PLAIN)
+    assert to_rgb(drawn["residual"].get_color()) == to_rgb(plots.RESIDUAL)
+    assert list(accuracies.lines[1].get_ydata()) == pytest.approx([0.47, 0.57, 0.67])
+    assert "n = 3 seeds" in " ".join(text_of(figure))
+
+
+def test_accuracy_can_be_drawn_against_all_layers(results):
+    layered = results.rename(columns={"depth": "layers"})
+    figure = plots.accuracy_by_depth(layered, {"plain": {}}, metric="test_top1", depth="layers")
+    assert "layers with weights" in figure.axes[0].get_xlabel()
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "4"]
+
+
+def test_loss_surfaces_share_their_levels():
+    grid = [(x, y) for x in np.linspace(-1, 1, 5) for y in np.linspace(-1, 1, 5)]
+    bowl = pd.DataFrame([{"x": x, "y": y, "loss": 0.1 + x**2 + y**2} for x, y in grid])
+    steep = bowl.assign(loss=20 * bowl["loss"])
+    figure = plots.loss_surfaces({"plain": steep, "residual": bowl}, caption="some pictures")
+    check_drawn(figure)
+    left, right, bar = figure.axes
+    assert (left.get_title(loc="left"), right.get_title(loc="left")) == ("plain", "residual")
+    assert left.collections[0].get_clim() == right.collections[0].get_clim()
+    assert "nats" in bar.get_ylabel()
+
+
+def test_activation_maps_mark_what_is_wrong():
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    labels, predictions = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])
+    figure = plots.activation_maps(images, torch.randn(3, 4, 4), labels, predictions, ["cat", "dog"])
+    check_drawn(figure)
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["is cat\n✓ cat", "is dog\n✓ dog", "is dog\n✗ cat"]
+    shown = figure.axes[3].images[1]
+    assert shown.get_clim()[0] == -shown.get_clim()[1]
+
+
+def test_a_ladder_numbers_its_rungs(results):
+    timed = results.assign(seconds=100.0 * results["depth"])
+    figure = plots.ladder(timed, {"plain recipe": {"depth": 1}, "better": {"depth": 4}}, metric="test_top1")
+    check_drawn(figure)
+    words = " ".join(text_of(figure))
+    assert "1  plain recipe: 89.0 ± 0.9 %" in words
+    assert "2  better: 83.0 ± 0.9 %" in words
+    assert "(seconds)" in figure.axes[0].get_xlabel()
+
+
+def test_histories_that_say_plain_or_residual_are_coloured_so():
+    figure = plots.history({"width 8, residual no": FRAME, "width 8, residual yes": FRAME})
+    colours = {line.get_label(): to_rgb(line.get_color()) for line in figure.axes[1].lines}
+    assert colours["width 8, residual no"] == to_rgb(plots.PLAIN)
+    assert colours["width 8, residual yes"] == to_rgb(plots.RESIDUAL)

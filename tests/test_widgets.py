@@ -5,6 +5,7 @@ import io
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -178,3 +179,50 @@ def test_a_move_takes_less_than_150_ms(digits):
         explorer.controls["depth"].value = depth
         times.append(explorer.milliseconds)
     assert min(times) < 150
+
+
+@pytest.fixture
+def banked(store):
+    experiment = lab.Experiment.load("cnn_depth", profile="smoke", width=2, residual=False)
+    rows = [
+        {"blocks": "[1, 1, 1, 1]", "width": 2, "residual": residual, "seed": seed, "epoch": epoch,
+         "run": f"{residual}{seed}", "train_loss": 2.0 - epoch / 2, "train_accuracy": epoch / 3,
+         "validation_loss": 2.1 - epoch / 2,
+         "validation_accuracy": epoch / 4 + seed / 10, "seconds": 30.0, "data": "some pictures", "source": "builtin",
+         "epochs": 2, "processor": "an abacus", "torch": "2.0"}
+        for residual in (False, True)
+        for seed in (0, 1)
+        for epoch in (1, 2)
+    ]  # fmt: skip
+    choices = {"blocks": [[1, 1, 1, 1], [2, 1, 1, 1]], "width": [2, 4], "residual": [False, True]}
+    explorer = TrainingExplorer(experiment, choices, banked=pd.DataFrame(rows))
+    yield explorer
+    if explorer.worker:
+        explorer.worker.join(60)
+
+
+def test_a_banked_choice_is_drawn_as_soon_as_it_is_made(banked):
+    first = picture(banked)
+    label = "blocks 1-1-1-1, width 2, residual no (bank, n = 2)"
+    assert banked.shown[label]["validation_accuracy"].tolist() == pytest.approx([0.3, 0.55])
+    assert "55.00% ± 7.07%" in banked.status.value
+    assert "1.0 minutes" in banked.status.value
+    banked.controls["residual"].value = True
+    assert not np.array_equal(first, picture(banked))
+    assert [name.split(" (")[0][-3:] for name in banked.shown] == [" no", "yes"]
+
+
+def test_a_choice_that_is_not_banked_can_be_trained(banked):
+    drawn = picture(banked)
+    banked.controls["blocks"].value = [2, 1, 1, 1]
+    assert "blocks 2-1-1-1, width 2, residual no</b> is not in the bank" in banked.status.value
+    assert np.array_equal(drawn, picture(banked))
+    press(banked)
+    ((label, finished),) = banked.runs.items()
+    assert label == "blocks 2-1-1-1, width 2, residual no"
+    assert finished.experiment.model["blocks"] == [2, 1, 1, 1]
+    assert "validation accuracy" in banked.status.value
+    assert not np.array_equal(drawn, picture(banked))
+    banked.reset_button.click()
+    assert not banked.shown
+    assert not banked.runs
