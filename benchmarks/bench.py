@@ -20,6 +20,8 @@ Measured on two cores of an AMD EPYC that is shared with others, torch 2.15, MNI
 - importing labutils takes 1.08 of importing torch (n = 5; bar 1.2).
 """
 
+import atexit
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -28,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 
 import torch
 from torch import nn
@@ -37,7 +40,10 @@ from torchvision import datasets, transforms
 
 import labutils as lab
 from labutils import sweeps
+from labutils.augmentation import augmented
+from labutils.data import CHUNK
 from labutils.runs import provenance
+from labutils.training import autocast, prepare
 
 ROUNDS = 15
 SMALLEST = {"depth": 1, "width": 32}  # of the course's MLPs
@@ -45,6 +51,7 @@ TYPICAL = {"depth": 5, "width": 64}  # the one that notebook 01 trains
 DEEPEST = {"depth": 40, "width": 64}
 NORMALISED = {**DEEPEST, "normalization": "batch"}
 SEEDS = 8
+IMAGES = 40 * 128
 TRAINING = lab.Training(epochs=1)
 
 
@@ -97,6 +104,84 @@ def bare_loop(data: lab.ImageData, shape: dict[str, object]) -> Callable[[], obj
     return epoch
 
 
+def fitting_images(data: lab.ImageData, width: int) -> Callable[[], object]:
+    """One epoch of fit for a ResNet [2, 2, 2, 2]."""
+    model = lab.ResNet(width=width)
+    return lambda: lab.fit(model, data, TRAINING, progress=False)
+
+
+def bare_loop_images(data: lab.ImageData, width: int) -> Callable[[], object]:
+    """The same passes and steps in the same precision and layout, on one random batch that is already there."""
+    model = lab.ResNet(width=width)
+    prepare(model, data.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr, fused=True)
+    images = torch.randn(TRAINING.batch_size, *data.image_shape).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(len(data.classes), (TRAINING.batch_size,))
+
+    def epoch() -> None:
+        for _ in range(len(data.train) // TRAINING.batch_size):
+            with autocast(model, data.device, "auto"):
+                loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return epoch
+
+
+def augmenting(data: lab.ImageData, augment: str) -> Callable[[], object]:
+    """An epoch's images augmented, in chunks as large as those of `batches`, and nothing else."""
+    at_once = CHUNK // data.train.images[0].numel() // TRAINING.batch_size * TRAINING.batch_size
+    generator = torch.Generator().manual_seed(0)
+
+    def once() -> None:
+        for indices in torch.randperm(len(data.train), generator=generator).split(max(at_once, TRAINING.batch_size)):
+            augmented(data.train.images, indices, augment, generator)
+
+    return once
+
+
+def usual_loop_images(images: int, width: int, workers: int) -> Callable[[], object]:
+    """torchvision's CIFAR10, a PIL image at a time, through transforms and a DataLoader; fp32, contiguous, Adam."""
+    data = lab.load_data("cifar10", validation=0, limit=images, device="cpu")
+    dataset = datasets.CIFAR10.__new__(datasets.CIFAR10)  # the same images, without fetching them a second time
+    dataset.data, dataset.targets = data.train.images.permute(0, 2, 3, 1).numpy(), data.train.labels.tolist()
+    dataset.target_transform = None
+    dataset.transform = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        ]
+    )
+    loader = DataLoader(dataset, batch_size=TRAINING.batch_size, shuffle=True, num_workers=workers)
+    return usual_epoch(lab.ResNet(width=width), loader)
+
+
+def in_a_process(make: Callable[..., Callable[[], object]], *arguments: object) -> Callable[[], object]:
+    """What `make` makes, in a process of its own, in which nothing of labutils' training has changed torch's ways."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, make, arguments))  # no daemon: it may have workers of its own
+    process.start()
+    atexit.register(here.send, None)
+
+    def work() -> None:
+        here.send("go")
+        here.recv()
+
+    return work
+
+
+def serve(pipe: Connection, make: Callable[..., Callable[[], object]], arguments: tuple) -> None:
+    """Do the work each time it is asked for."""
+    work = make(*arguments)
+    while pipe.recv():
+        work()
+        pipe.send("done")
+
+
 def stacked(data: lab.ImageData, shape: dict[str, object], count: int) -> Callable[[], object]:
     """One epoch of a stack of networks that differ in their seeds."""
     models, trainings = [lab.MLP(**shape) for _ in range(count)], [replace(TRAINING, seed=s) for s in range(count)]
@@ -129,7 +214,12 @@ def usual_loop(data: lab.ImageData, shape: dict[str, object], workers: int) -> C
     dataset.data, dataset.targets, dataset.target_transform = data.train.images[:, 0], data.train.labels, None
     dataset.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
     loader = DataLoader(dataset, batch_size=TRAINING.batch_size, shuffle=True, num_workers=workers)
-    model, criterion = lab.MLP(**shape), nn.CrossEntropyLoss()
+    return usual_epoch(lab.MLP(**shape), loader)
+
+
+def usual_epoch(model: nn.Module, loader: DataLoader) -> Callable[[], object]:
+    """An epoch as labs write it."""
+    criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr)
 
     def epoch() -> None:
@@ -161,6 +251,9 @@ def main() -> int:
         for _ in lab.batches(data.train, data, TRAINING.batch_size, generator=order):
             pass
 
+    pictures = lab.load_data("cifar10", validation=0, limit=IMAGES, device="cpu")
+    few = lab.load_data("cifar10", validation=0, limit=IMAGES // 8, device="cpu")
+
     met = [
         compare("batches / fit, an epoch, depth 1 x 32", "at most 0.05", lambda ratio: ratio <= 0.05,
                 pass_over_batches, fitting(data, SMALLEST), ROUNDS),
@@ -180,6 +273,18 @@ def main() -> int:
                 usual_loop(data, TYPICAL, workers=0), fitting(data, TYPICAL), 3),
         compare("usual loop, two workers / fit, an epoch, depth 5 x 64", "at least 2", lambda ratio: ratio >= 2,
                 usual_loop(data, TYPICAL, workers=2), fitting(data, TYPICAL), 3),
+        compare("ResNet, fit / bare loop, width 16", "at most 1.05", lambda ratio: ratio <= 1.05,
+                fitting_images(pictures, 16), bare_loop_images(pictures, 16), 7),
+        compare("ResNet, fit / bare loop, width 64", "at most 1.05", lambda ratio: ratio <= 1.05,
+                fitting_images(few, 64), bare_loop_images(few, 64), 5),
+        compare("ResNet, usual loop, no workers / fit, width 16", "at least 3.5", lambda ratio: ratio >= 3.5,
+                in_a_process(usual_loop_images, len(pictures.train), 16, 0), fitting_images(pictures, 16), 3),
+        compare("ResNet, usual loop, two workers / fit, width 16", "at least 3.5", lambda ratio: ratio >= 3.5,
+                in_a_process(usual_loop_images, len(pictures.train), 16, 2), fitting_images(pictures, 16), 3),
+        compare("basic augmentation / fit, width 16", "at most 0.05", lambda ratio: ratio <= 0.05,
+                augmenting(pictures, "basic"), fitting_images(pictures, 16), 7),
+        compare("strong augmentation / fit, width 16", "at most 0.05", lambda ratio: ratio <= 0.05,
+                augmenting(pictures, "strong"), fitting_images(pictures, 16), 7),
         compare("import labutils / import torch", "at most 1.2", lambda ratio: ratio <= 1.2,
                 importing("labutils"), importing("torch"), 5),
     ]  # fmt: skip

@@ -48,7 +48,7 @@ def test_cutout_blanks_one_square_an_image_and_nothing_else():
 
 
 def test_jitter_keeps_what_an_image_shows_but_changes_its_colours():
-    ramp = torch.arange(32).mul(8).to(torch.uint8).expand(64, 3, 32, 32).contiguous()
+    ramp = torch.arange(32).mul(8).to(torch.uint8).expand(128, 3, 32, 32).contiguous()
     changed = jitter(ramp, seeded())
     assert changed.dtype == torch.uint8
     assert changed.shape == ramp.shape
