@@ -14,6 +14,7 @@ NORMALIZATIONS = {None: nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerN
 INITS = ("default", "he")
 RESIDUAL_SCALES = ("depth", "zero")  # beside any number from 0
 STAGES = 4  # of a ResNet
+WHITENING_FLOOR = 1e-3  # variance below which a direction is noise, not to be blown up
 
 
 class HiddenLayer(nn.Module):
@@ -243,6 +244,31 @@ class ResNet(nn.Module):
             f"ResNet({kind}: blocks {list(self.blocks)}, width {self.width} -> {self.head.out_features}, "
             f"{parameter_count(self):,} parameters)"
         )
+
+
+@torch.no_grad()
+def whiten_stem(model: ResNet, images: torch.Tensor) -> None:
+    """Start a ResNet's first filters as the directions in which patches of its images differ most.
+
+    Each direction is scaled to answer with variance 1, so that the first maps are uncorrelated, and comes twice, with
+    either sign, because a ReLU lets only one of them pass (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single
+    GPU", after Page 2018). Filters beyond twice the number of directions stay as they are.
+
+    Args:
+        model: changed in place.
+        images: (N, C, H, W) float, normalised, on the model's device.
+
+    Raises:
+        SettingError: the model is not a ResNet.
+    """
+    if not isinstance(model, ResNet):
+        raise SettingError("whitening", model, "for a ResNet alone, whose first layer is a convolution")
+    weight = model.stem[0].weight
+    patches = F.unfold(images, weight.shape[-1]).transpose(1, 2).flatten(0, 1)
+    variances, directions = torch.linalg.eigh(torch.cov(patches.T.double()))
+    half = min(len(weight) // 2, len(variances))
+    strongest = (directions / variances.clamp_min(WHITENING_FLOOR).sqrt()).T.flip(0)[:half]
+    weight[: 2 * half] = torch.cat([strongest, -strongest]).view(2 * half, *weight.shape[1:]).to(weight.dtype)
 
 
 def check_blocks(blocks: Sequence[int]) -> None:

@@ -55,8 +55,9 @@ class Run:
         experiment: its settings.
         history: what happened in each epoch.
         metrics: the final figures (validation_loss, validation_top1, validation_top5 and the same of test, of the
-            best epoch's weights; best_epoch; epochs_run; parameters, multiply_adds, layers; seconds) and where they
-            come from (experiment, profile, data, source, device, processor, threads, torch, version, date).
+            best epoch's weights; of augmented trainings also validation_flips_top1 and test_flips_top1, averaged over
+            each image and its mirror image; best_epoch; epochs_run; parameters, multiply_adds, layers; seconds) and
+            where they come from (experiment, profile, data, source, device, processor, threads, torch, version, date).
         path: its folder; None for an interrupted run, which is not kept.
     """
 
@@ -293,6 +294,9 @@ def measure(model: nn.Module, data: ImageData, experiment: Experiment, history: 
         if getattr(data, part) is not None:
             measured = evaluate(model, part, data, precision=experiment.training.precision)
             metrics |= {f"{part}_{figure}": value for figure, value in measured.items()}
+            if experiment.training.augment is not None:  # it has learnt that a mirror image shows the same
+                flipped = evaluate(model, part, data, precision=experiment.training.precision, flips=True)
+                metrics[f"{part}_flips_top1"] = flipped["top1"]
     origin = {"experiment": experiment.name, "profile": experiment.profile, "data": data.title, "source": data.source}
     return metrics | origin | provenance(data.device)
 

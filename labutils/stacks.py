@@ -104,12 +104,14 @@ def stack_shape(model: nn.Module, training: Training) -> dict[str, object] | Non
     """What networks and trainings must share to be trained as one; None for those that can't be.
 
     Seeds, initialisations and the sizes of residual scales may differ. Dropout and augmentation draw their random
-    numbers in an order that a stack does not follow; plateau gives each network a learning rate of its own.
+    numbers in an order that a stack does not follow; plateau gives each network a learning rate of its own; averages
+    of weights are kept by `fit` alone.
     """
     if (
         not isinstance(model, MLP)
         or model.dropout
         or training.augment is not None
+        or training.averaging
         or training.scheduler == "plateau"
         or training.precision == "bf16"
     ):

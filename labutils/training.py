@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from labutils.augmentation import AUGMENTATIONS
 from labutils.checkpoints import Checkpoint, shapes
 from labutils.data import ImageData, Split, batches
 from labutils.errors import SettingError, check_choice, check_number, check_whole
 from labutils.memory import keep_freed_memory
+from labutils.models import whiten_stem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +34,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULERS = (None, "cosine", "plateau", "onecycle")
 PRECISIONS = ("auto", "fp32", "bf16")
 EVALUATION_BATCH = 2_000
+WHITENING_IMAGES = 5_000  # whose patches the first filters are made from
 LOSS_CHECK_STEPS = 100  # how often the losses so far are looked at; each look waits for a GPU
 
 
@@ -68,6 +71,10 @@ class Training:
         patience: stop after so many epochs without a better validation accuracy; None never stops early.
         label_smoothing: share of each label spread over all classes, from 0 to below 1.
         augment: None, basic (random crops and flips) or strong (these, jitter of colour and shape, and cutout).
+        whitening: whether a ResNet's first filters start as the directions in which the training images' patches
+            differ most (see labutils.models.whiten_stem), instead of at random.
+        averaging: share of the averaged weights that each step keeps, from 0 to below 1: an exponential moving average
+            over about 1 / (1 - averaging) steps, which is what is validated and kept (Polyak & Juditsky 1992). 0: none.
         precision: fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it natively and it pays.
         seed: of the order of the batches, augmentation and dropout; `run` also draws the initial weights from it.
 
@@ -85,6 +92,8 @@ class Training:
     patience: int | None = None
     label_smoothing: float = 0.0
     augment: str | None = None
+    whitening: bool = False
+    averaging: float = 0.0
     precision: str = "auto"
     seed: int = 0
 
@@ -100,6 +109,8 @@ class Training:
             check_whole("patience", self.patience, 1)
         check_number("label_smoothing", self.label_smoothing, 0, 1, open_ends="high")
         check_choice("augment", self.augment, AUGMENTATIONS)
+        check_choice("whitening", self.whitening, (True, False))
+        check_number("averaging", self.averaging, 0, 1, open_ends="high")
         check_choice("precision", self.precision, PRECISIONS)
         check_whole("seed", self.seed, 0)
 
@@ -201,12 +212,16 @@ def fit(
         The history.
 
     Raises:
-        SettingError: the model gives another number of classes than the data have.
+        SettingError: the model gives another number of classes than the data have, or has no stem to be whitened.
         CheckpointError: the checkpoint is damaged, or of another model, data set or training.
         Diverged: the loss became NaN or infinite.
     """
     check_classes(model, data)
     prepare(model, data.device)
+    if training.whitening:
+        whiten_stem(model, data.normalise(data.train.images[:WHITENING_IMAGES]))
+    average = moving_average(model, training.averaging)
+    judged = model if average is None else average.module  # what is validated, and whose best epoch is kept
     loss = loss or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
     precision = autocast(model, data.device, training.precision)
     order = torch.Generator().manual_seed(training.seed)
@@ -214,14 +229,20 @@ def fit(
     steps = -(-len(data.train) // training.batch_size)
     scheduler = make_scheduler(optimizer, training, steps)
     history = History()
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "history": history}
+    parts = {
+        "model": model,
+        "average": average,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "history": history,
+    }
     about = {"model": shapes(model), "data set": repr(data), "training": asdict(training)}
-    kept = Checkpoint(checkpoint and Path(checkpoint), parts, order, data.device, about)
+    state = Checkpoint(checkpoint and Path(checkpoint), parts, order, data.device, about)
 
     bar = progress_bar(training.epochs * steps, unit="step", visible=progress)
 
     with bar, seeded(training.seed, data.device):
-        best = kept.resume() or copy.deepcopy(model.state_dict())
+        best = state.resume() or copy.deepcopy(judged.state_dict())
         bar.update(len(history.rows) * steps)
         try:
             for epoch in range(len(history.rows) + 1, training.epochs + 1):
@@ -239,6 +260,8 @@ def fit(
                     step_loss.backward()
                     optimizer.step()
                     optimizer.zero_grad()
+                    if average is not None:
+                        average.update_parameters(model)
                     lr = optimizer.param_groups[0]["lr"]
                     if training.scheduler == "onecycle":
                         scheduler.step()
@@ -252,13 +275,13 @@ def fit(
 
                 row = {"epoch": epoch, "train_loss": torch.stack(losses).mean().item()}
                 row["train_accuracy"] = accuracy(torch.cat(outputs), torch.cat(targets))
-                row |= validate(model, data, training.precision)
+                row |= validate(judged, data, training.precision)
                 row |= {"lr": lr, "seconds": time.perf_counter() - start}
                 history.rows.append(row)
                 bar.set_postfix_str(f"validation accuracy {row['validation_accuracy']:.2%}")
 
                 if history.best_epoch == epoch:
-                    best = copy.deepcopy(model.state_dict())
+                    best = copy.deepcopy(judged.state_dict())
                 if probe is not None:
                     history.probed.append(probe(model).assign(epoch=epoch))
                 if training.patience is not None and epoch - history.best_epoch >= training.patience:
@@ -267,7 +290,7 @@ def fit(
                     scheduler.step()
                 elif training.scheduler == "plateau":
                     scheduler.step(row["train_loss"] if data.validation is None else row["validation_loss"])
-                kept.save(best)
+                state.save(best)
                 if on_epoch is not None:
                     on_epoch(history)
         except KeyboardInterrupt:
@@ -305,7 +328,9 @@ def check_losses(losses: list[torch.Tensor], epoch: int, history: History) -> No
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto") -> dict[str, float]:
+def evaluate(
+    model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto", flips: bool = False
+) -> dict[str, float]:
     """Measure a model on a split, in eval mode; the model is left in the mode it was in.
 
     Args:
@@ -313,11 +338,12 @@ def evaluate(model: nn.Module, split: Split | str, data: ImageData, *, precision
         split: one of the data's splits, or its name.
         data: the data set, for its normalisation.
         precision: as in Training.
+        flips: whether the logits of each image are averaged with those of its mirror image.
 
     Returns:
         loss (cross-entropy, in nats), top1 and top5 (fractions from 0 to 1; top5 of fewer than five classes is 1).
     """
-    logits, labels = predict(model, split, data, precision=precision)
+    logits, labels = predict(model, split, data, precision=precision, flips=flips)
     highest = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return {
         "loss": F.cross_entropy(logits, labels).item(),
@@ -328,16 +354,19 @@ def evaluate(model: nn.Module, split: Split | str, data: ImageData, *, precision
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto"
+    model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto", flips: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, classes) float32 of a split's images in their own order, in eval mode, and their labels (N,)."""
+    """Logits (N, classes) float32 of a split's images in their own order, and their labels (N,); as in `evaluate`."""
     split = data.split(split)
     prepare(model, data.device)
     was_training = model.training
     model.eval()
     try:
         with autocast(model, data.device, precision):
-            logits = [model(images).float() for images, _ in batches(split, data, EVALUATION_BATCH)]
+            logits = []
+            for images, _ in batches(split, data, EVALUATION_BATCH):
+                views = (images, images.flip(-1)) if flips else (images,)
+                logits.append(sum(model(view).float() for view in views) / len(views))
     finally:
         model.train(was_training)
     return torch.cat(logits), split.labels
@@ -354,6 +383,13 @@ def validate(model: nn.Module, data: ImageData, precision: str) -> dict[str, flo
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of rows of logits (N, classes) whose highest is the label's, from 0 to 1."""
     return (logits.argmax(dim=1) == labels).double().mean().item()
+
+
+def moving_average(model: nn.Module, averaging: float) -> AveragedModel | None:
+    """What keeps the exponential moving average of a model's weights and buffers; None where none is wanted."""
+    if not averaging:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(averaging), use_buffers=True)
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:

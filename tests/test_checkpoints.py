@@ -28,7 +28,8 @@ CASES = {
     "plateau": (digits, lambda: lab.MLP(3, 16, dropout=0.2, normalization="batch"), probe, dict(
         epochs=14, batch_size=16, lr=3e-2, scheduler="plateau", patience=9)),
     "onecycle": (shapes, lambda: lab.ResNet((1, 1, 1, 1), width=2), None, dict(
-        epochs=8, batch_size=32, optimizer="sgd", lr=0.1, scheduler="onecycle", augment="strong")),
+        epochs=8, batch_size=32, optimizer="sgd", lr=0.1, scheduler="onecycle", augment="strong",
+        averaging=0.8, whitening=True)),
     "cosine": (shapes, lambda: lab.ResNet((1, 1, 1, 1), width=2, residual=False), None, dict(
         epochs=8, batch_size=32, optimizer="adamw", weight_decay=0.1, scheduler="cosine", augment="basic")),
 }

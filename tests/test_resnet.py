@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import labutils as lab
+from labutils.models import whiten_stem
 
 PATTERNS = st.tuples(*[st.integers(1, 2)] * 4)
 
@@ -144,3 +145,21 @@ def test_wrong_images_are_named(images, words):
     with pytest.raises(lab.SettingError) as caught:
         lab.ResNet((1, 1, 1, 1), width=1)(images)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_a_whitened_stem_answers_patches_uncorrelated_and_with_variance_one():
+    torch.manual_seed(0)
+    images = nn.functional.avg_pool2d(torch.randn(60, 3, 48, 48), 5, 1, 2)[:, :, 8:40, 8:40]  # neighbours alike
+    images = images / images.std()
+    model = lab.ResNet((1, 1, 1, 1), width=16)
+    before = model.stem[0].weight.clone()
+    whiten_stem(model, images)
+    answers = nn.functional.conv2d(images, model.stem[0].weight).transpose(0, 1).flatten(1).detach()
+    first, second = answers[:8], answers[8:]
+    assert torch.allclose(first, -second, atol=1e-4)
+    assert torch.allclose(torch.cov(first), torch.eye(8), atol=0.02)
+    wide = lab.ResNet((1, 1, 1, 1), width=60)
+    rest = wide.stem[0].weight[54:].clone()
+    whiten_stem(wide, images)
+    assert torch.equal(wide.stem[0].weight[54:], rest)
+    assert not torch.equal(model.stem[0].weight, before)

@@ -16,9 +16,9 @@ from labutils.training import autocast, has_native_bf16
 CPU = torch.device("cpu")
 
 
-def trained(data, training, depth=2, width=16, **options):
+def trained(data, training, depth=2, width=16, normalization=None, **options):
     torch.manual_seed(0)
-    model = lab.MLP(depth, width)
+    model = lab.MLP(depth, width, normalization=normalization)
     return model, lab.fit(model, data, training, progress=False, **options)
 
 
@@ -263,3 +263,48 @@ def test_wrong_settings_are_named(arguments, words):
     with pytest.raises(lab.SettingError) as caught:
         lab.Training(**{"epochs": 1} | arguments)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_averaging_keeps_the_moving_average_of_the_weights(digits):
+    """Against the same training step by step, averaged by hand."""
+    training = lab.Training(epochs=2, batch_size=300, optimizer="sgd", lr=0.1, averaging=0.8)
+    model, history = trained(digits, training, normalization="batch")
+    torch.manual_seed(0)
+    plain = lab.MLP(2, 16, normalization="batch")
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    order, average, scores = torch.Generator().manual_seed(0), None, []
+    for _ in range(2):
+        plain.train()
+        for images, labels in batches(digits.train, digits, 300, generator=order):
+            F.cross_entropy(plain(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            now = {name: tensor.clone().double() for name, tensor in plain.state_dict().items()}
+            average = now if average is None else {name: 0.8 * average[name] + 0.2 * now[name] for name in now}
+        averaged = copy.deepcopy(plain)
+        averaged.load_state_dict({name: tensor.to(plain.state_dict()[name].dtype) for name, tensor in average.items()})
+        scores.append((lab.evaluate(averaged, "validation", digits)["top1"], averaged.head.weight))
+    assert history.frame["validation_accuracy"].tolist() == pytest.approx([score for score, _ in scores], abs=0.005)
+    best = scores[history.best_epoch - 1][1]
+    assert torch.allclose(model.head.weight, best, atol=1e-4)
+    assert not torch.allclose(model.head.weight, plain.head.weight, atol=1e-3)
+
+
+def test_flips_average_an_image_with_its_mirror_image(digits):
+    torch.manual_seed(0)
+    model = lab.MLP(1, 16)
+    mirrored = lab.Split(digits.test.images.flip(-1), digits.test.labels)
+    both = lab.predict(model, "test", digits)[0] + lab.predict(model, mirrored, digits)[0]
+    flipped, labels = lab.predict(model, "test", digits, flips=True)
+    assert torch.allclose(flipped, both / 2, atol=1e-6)
+    assert lab.evaluate(model, "test", digits, flips=True)["top1"] == (both.argmax(1) == labels).double().mean()
+
+
+def test_a_model_of_other_classes_is_named(digits):
+    with pytest.raises(lab.SettingError, match="classes: 7 was given; allowed: 10"):
+        lab.fit(lab.MLP(1, 8, classes=7), digits, lab.Training(epochs=1), progress=False)
+
+
+def test_whitening_an_mlp_is_refused(digits):
+    with pytest.raises(lab.SettingError, match="whitening: MLP"):
+        lab.fit(lab.MLP(1, 8), digits, lab.Training(epochs=1, whitening=True), progress=False)
