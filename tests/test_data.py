@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -176,3 +178,28 @@ def test_the_data_root_is_argument_then_environment_then_checkout(tmp_path, monk
     assert str(data_root()) == "/somewhere"
     monkeypatch.delenv("LABUTILS_DATA")
     assert (data_root().parent / "pyproject.toml").is_file()
+
+
+MEMORY = """
+import resource
+
+import torch
+import labutils as lab
+
+images = torch.randint(0, 256, (40_000, 3, 32, 32), dtype=torch.uint8)
+split = lab.Split(images, torch.randint(0, 10, (40_000,)))
+small = lab.load_data("cifar10", source="builtin", limit=100, device="cpu")
+next(lab.batches(split, small, 128, generator=torch.Generator(), augment="{augment}"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for _ in lab.batches(split, small, 128, generator=torch.Generator(), augment="{augment}"):
+    pass
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the figure has another unit")
+@pytest.mark.parametrize("augment", ["basic", "strong"])
+def test_a_pass_takes_little_memory_beside_the_images(augment):
+    command = [sys.executable, "-c", MEMORY.replace("{augment}", augment)]
+    grown = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert grown < 60  # MiB; the images alone are 117 as uint8, and would be 469 as float32
