@@ -35,7 +35,6 @@ def save_backbone(finished: Run) -> Path:
         "metrics": finished.metrics,
     }
     checksum = save_tensors(path, finished.model.state_dict(), record)
-    path.chmod(0o644)
     written = json.dumps({"sha256": checksum, **record}, indent=2)
     path.with_suffix(".json").write_text(f"{written}\n", encoding="utf-8")
     return path

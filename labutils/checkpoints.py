@@ -40,6 +40,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: dict) 
     except SafetensorError as error:  # its own name for a full disk, too
         partial.unlink(missing_ok=True)
         raise OSError(str(error)) from error
+    partial.chmod(0o644)  # for all who share the folder
     partial.replace(path)
     return checksum
 

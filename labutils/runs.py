@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from labutils.checkpoints import CheckpointError, load_tensors
+from labutils.checkpoints import CheckpointError
 from labutils.data import ImageData, batches, data_root, home, load_data
 from labutils.experiment import Experiment
 from labutils.models import build_model, describe
@@ -147,18 +147,6 @@ def checkpoint_path(path: Path) -> Path:
     return path.parent / ".checkpoints" / f"{path.name}.safetensors"
 
 
-def sound_checkpoint(path: Path) -> Path:
-    """A run's checkpoint, there or not; a damaged one is removed with a warning."""
-    checkpoint = checkpoint_path(path)
-    if checkpoint.exists():
-        try:
-            load_tensors(checkpoint)
-        except CheckpointError as error:
-            warnings.warn(f"{error}; the run is trained from its beginning", DamagedRun, stacklevel=3)
-            checkpoint.unlink()
-    return checkpoint
-
-
 def lock(path: Path) -> "FileLock":
     """What to hold while looking for a run and training it; the system frees it when its holder dies.
 
@@ -226,16 +214,24 @@ def train(
             if on_epoch is not None:
                 on_epoch(history)
 
+        checkpoint = checkpoint_path(path)
+        fit_it = functools.partial(
+            fit,
+            model,
+            data,
+            experiment.training,
+            probe=gradient_probe(experiment, data),
+            on_epoch=after_epoch,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
         with store_errors():
-            history = fit(
-                model,
-                data,
-                experiment.training,
-                probe=gradient_probe(experiment, data),
-                on_epoch=after_epoch,
-                checkpoint=sound_checkpoint(path),
-                progress=progress,
-            )
+            try:
+                history = fit_it()
+            except CheckpointError as error:  # damaged, or from before a change to the course
+                warnings.warn(f"{error}; the run is trained from its beginning", DamagedRun, stacklevel=3)
+                checkpoint.unlink()
+                history = fit_it()
         metrics = measure(model, data, experiment, history)
         mirror.finish(metrics)
     return Run(experiment, history, metrics, None if history.interrupted else path, trained=model)

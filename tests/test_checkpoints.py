@@ -178,12 +178,20 @@ def test_states_come_back_as_they_went(state):
     assert back["s"] == state
 
 
-def test_a_runs_damaged_checkpoint_is_warned_of_and_replaced(store, experiment):
+@pytest.mark.parametrize("what", ["damaged", "of another training"])
+def test_a_runs_unusable_checkpoint_is_warned_of_and_replaced(store, experiment, what):
     def stop(history):
         raise KeyboardInterrupt
 
     lab.run(experiment, progress=False, on_epoch=stop)
     (kept,) = (store / ".checkpoints").iterdir()
-    kept.write_bytes(kept.read_bytes()[:-9])
-    with pytest.warns(lab.DamagedRun, match="from its beginning"):
+    if what == "damaged":
+        contents = bytearray(kept.read_bytes())
+        contents[-9] ^= 1
+        kept.write_bytes(contents)
+    else:
+        tensors, record = load_tensors(kept)
+        del record["about"]["training"]["averaging"]  # as an older version would have written it
+        save_tensors(kept, tensors, record)
+    with pytest.warns(lab.DamagedRun, match=f"{what}.* from its beginning"):
         assert lab.run(experiment, progress=False).path.is_dir()
