@@ -105,13 +105,14 @@ def stack_shape(model: nn.Module, training: Training) -> dict[str, object] | Non
 
     Seeds, initialisations and the sizes of residual scales may differ. Dropout and augmentation draw their random
     numbers in an order that a stack does not follow; plateau gives each network a learning rate of its own; averages
-    of weights are kept by `fit` alone.
+    of weights are kept by `fit` alone, and muon takes a matrix at a time.
     """
     if (
         not isinstance(model, MLP)
         or model.dropout
         or training.augment is not None
         or training.averaging
+        or training.optimizer == "muon"
         or training.scheduler == "plateau"
         or training.precision == "bf16"
     ):

@@ -25,12 +25,13 @@ from labutils.data import ImageData, Split, batches
 from labutils.errors import SettingError, check_choice, check_number, check_whole
 from labutils.memory import keep_freed_memory
 from labutils.models import whiten_stem
+from labutils.muon import Muon
 
 if TYPE_CHECKING:
     import pandas as pd
     from tqdm import tqdm
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
 SCHEDULERS = (None, "cosine", "plateau", "onecycle")
 PRECISIONS = ("auto", "fp32", "bf16")
 EVALUATION_BATCH = 2_000
@@ -61,10 +62,10 @@ class Training:
     Args:
         epochs: passes over the training images, from 1.
         batch_size: images a step, from 1.
-        optimizer: adam (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019) or sgd.
+        optimizer: adam (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019), sgd or muon (Jordan et al. 2024).
         lr: learning rate, above 0; with onecycle the highest one.
-        momentum: of sgd, from 0 to below 1.
-        weight_decay: from 0. Added to the gradient by adam and sgd, decoupled from it by adamw.
+        momentum: of sgd and muon, from 0 to below 1.
+        weight_decay: from 0. Added to the gradient by adam and sgd, decoupled from it by adamw and muon.
         scheduler: None keeps the learning rate; cosine lowers it towards 0 epoch by epoch; plateau halves it
             whenever the validation loss has not improved for more than 2 epochs; onecycle raises and lowers it
             step by step (Smith & Topin 2018).
@@ -393,7 +394,13 @@ def moving_average(model: nn.Module, averaging: float) -> AveragedModel | None:
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """The optimizer of a training, in its fused form: one call a step for all parameters."""
+    """The optimizer of a training, where there is one in its fused form: one call a step for all parameters."""
+    if training.optimizer == "muon":
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        head = set(model.head.parameters())
+        hidden = [parameter for parameter in parameters if parameter.ndim > 1 and parameter not in head]
+        others = [parameter for parameter in parameters if parameter.ndim < 2 or parameter in head]
+        return Muon(hidden, others, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay)
     settings = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
     if training.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=training.momentum, **settings)

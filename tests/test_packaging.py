@@ -60,8 +60,8 @@ def test_heavy_libraries_wait_until_they_are_used():
 
 def test_no_module_imports_one_above_it():
     layers = [
-        ["errors"], ["standins", "archives", "workers", "augmentation", "memory", "checkpoints"], ["data"], ["models"],
-        ["training"], ["probes", "stacks", "tracking"], ["experiment"], ["runs", "results"], ["sweeps", "backbones"],
+        ["errors"], ["standins", "archives", "workers", "augmentation", "memory", "checkpoints", "muon"], ["data"],
+        ["models"], ["training"], ["probes", "stacks", "tracking"], ["experiment"], ["runs", "results"], ["sweeps", "backbones"],
         ["plots", "exercises"],
         ["teaching", "report"], ["widgets", "doctor", "course"], ["cli"],
     ]  # fmt: skip

@@ -1,0 +1,70 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import labutils as lab
+from labutils.muon import Muon, orthogonal
+from labutils.training import make_optimizer
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 99))
+def test_orthogonal_keeps_the_directions_and_evens_out_their_lengths(rows, columns, seed):
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    left, lengths, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonal(matrix)
+    assert found.shape == matrix.shape
+    assert found.dtype == matrix.dtype
+    along = torch.diagonal(left.T @ found @ right.T)
+    weak = lengths < 0.05 * lengths.max()  # too little of a direction to be brought up in so few turns
+    assert ((along > 0.5) & (along < 1.3))[~weak].all()
+
+
+def test_a_step_is_the_orthogonal_momentum():
+    torch.manual_seed(0)
+    weight, bias = torch.nn.Parameter(torch.randn(6, 4, 3, 3)), torch.nn.Parameter(torch.randn(6))
+    start, bias_start = weight.detach().clone(), bias.detach().clone()
+    optimizer = Muon([weight], [bias], lr=0.1, momentum=0.5, weight_decay=0.2)
+    gradients = [torch.randn(6, 4, 3, 3) for _ in range(2)]
+    buffer = torch.zeros(6, 4, 3, 3)
+    expected, expected_bias, bias_buffer = start, bias_start, torch.zeros(6)
+    for gradient in gradients:
+        weight.grad, bias.grad = gradient, gradient[:, 0, 0, 0]
+        optimizer.step()
+        buffer = 0.5 * buffer + gradient
+        direction = orthogonal((gradient + 0.5 * buffer).reshape(6, 36)).reshape(6, 4, 3, 3)
+        expected = expected * (1 - 0.1 * 0.2) - 0.1 * direction
+        bias_buffer = 0.5 * bias_buffer + bias.grad
+        expected_bias = expected_bias - 0.1 * (bias.grad + 0.5 * bias_buffer)
+    assert torch.allclose(weight, expected, atol=1e-5)
+    assert torch.allclose(bias, expected_bias, atol=1e-6)
+
+
+def test_the_length_of_a_gradient_does_not_matter_to_hidden_weights():
+    steps = []
+    for scale in (1.0, 1_000.0):
+        weight = torch.nn.Parameter(torch.zeros(8, 5))
+        weight.grad = scale * torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+        Muon([weight], [], lr=1.0, momentum=0.0, weight_decay=0.0).step()
+        steps.append(weight.detach())
+    assert torch.allclose(*steps, atol=1e-2)
+    assert torch.linalg.svdvals(steps[0]).mean() == pytest.approx((8 / 5) ** 0.5, rel=0.2)
+
+
+def test_the_head_the_biases_and_the_normalizations_take_plain_steps():
+    net = lab.ResNet((1, 1, 1, 1), width=2)
+    optimizer = make_optimizer(net, lab.Training(epochs=1, optimizer="muon"))
+    hidden, others = optimizer.param_groups
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    assert {names[parameter] for parameter in others["params"]} == {
+        name for name in names.values() if "norm" in name or "skip.1" in name or "stem.1" in name or "head" in name
+    }
+    assert len(hidden["params"]) + len(others["params"]) == len(names)
+
+
+def test_it_learns(digits):
+    torch.manual_seed(0)
+    model = lab.MLP(2, 32)
+    lab.fit(model, digits, lab.Training(epochs=4, optimizer="muon", lr=0.02), progress=False)
+    assert lab.evaluate(model, "test", digits)["top1"] > 0.85
