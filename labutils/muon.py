@@ -8,19 +8,21 @@ from torch import nn
 # Of a polynomial x -> a x + b x^3 + c x^5 that, applied again and again, takes every x from 0 to 1 to about 1.
 A, B, C = 3.4445, -4.7750, 2.0315
 TURNS = 5
+SHORTEST = 1e-3  # what weights of length 0 count as, so that they can grow
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum for all parameters; that of a hidden layer's weights is made orthogonal before each step.
 
     A gradient by a layer's weights is mostly made of a few directions. Orthogonal, a step goes as far in each of them,
-    the rare ones too, and its length no longer depends on the gradient's. A convolution's weights count as a matrix
-    with a row for each output channel.
+    the rare ones too. Its length no longer depends on the gradient's; it is a share of the weights' own length, as in
+    LARS (You et al. 2017), because before a normalization that is all that counts. A convolution's weights count as a
+    matrix with a row for each output channel.
 
     Args:
         hidden: weights of hidden layers, with two dimensions or more.
         others: biases, normalizations, and the head, which take plain steps with Nesterov's momentum.
-        lr: learning rate, above 0.
+        lr: learning rate, above 0: for hidden weights by what share of their length a step changes them.
         momentum: from 0 to below 1.
         weight_decay: from 0; of the hidden weights, decoupled from the gradient.
     """
@@ -54,8 +56,8 @@ class Muon(torch.optim.Optimizer):
                 buffer = state["momentum_buffer"].mul_(momentum).add_(parameter.grad)
                 step = parameter.grad.add(buffer, alpha=momentum)
                 if group["orthogonal"]:
-                    rows = step.flatten(1)
-                    step = orthogonal(rows).view(step.shape) * max(1, rows.shape[0] / rows.shape[1]) ** 0.5
+                    step = orthogonal(step.flatten(1)).view(step.shape)
+                    step *= parameter.norm().clamp_min(SHORTEST) / step.norm()
                 parameter.mul_(1 - lr * group["weight_decay"]).add_(step, alpha=-lr)
 
 

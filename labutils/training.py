@@ -419,7 +419,10 @@ def make_scheduler(
         case "plateau":
             return schedulers.ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
         case "onecycle":
-            return schedulers.OneCycleLR(optimizer, training.lr, total_steps=training.epochs * steps)
+            # Momentum stays what it was set to.
+            return schedulers.OneCycleLR(
+                optimizer, training.lr, total_steps=training.epochs * steps, cycle_momentum=False
+            )
 
 
 def autocast(model: nn.Module, device: torch.device, precision: str) -> torch.autocast | nullcontext:

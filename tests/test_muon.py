@@ -34,7 +34,8 @@ def test_a_step_is_the_orthogonal_momentum():
         optimizer.step()
         buffer = 0.5 * buffer + gradient
         direction = orthogonal((gradient + 0.5 * buffer).reshape(6, 36)).reshape(6, 4, 3, 3)
-        expected = expected * (1 - 0.1 * 0.2) - 0.1 * direction
+        share = 0.1 * expected.norm() / direction.norm()
+        expected = expected * (1 - 0.1 * 0.2) - share * direction
         bias_buffer = 0.5 * bias_buffer + bias.grad
         expected_bias = expected_bias - 0.1 * (bias.grad + 0.5 * bias_buffer)
     assert torch.allclose(weight, expected, atol=1e-5)
@@ -44,12 +45,19 @@ def test_a_step_is_the_orthogonal_momentum():
 def test_the_length_of_a_gradient_does_not_matter_to_hidden_weights():
     steps = []
     for scale in (1.0, 1_000.0):
-        weight = torch.nn.Parameter(torch.zeros(8, 5))
+        weight = torch.nn.Parameter(torch.ones(8, 5))
         weight.grad = scale * torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-        Muon([weight], [], lr=1.0, momentum=0.0, weight_decay=0.0).step()
-        steps.append(weight.detach())
+        Muon([weight], [], lr=0.1, momentum=0.0, weight_decay=0.0).step()
+        steps.append(weight.detach() - 1)
     assert torch.allclose(*steps, atol=1e-2)
-    assert torch.linalg.svdvals(steps[0]).mean() == pytest.approx((8 / 5) ** 0.5, rel=0.2)
+    assert steps[0].norm() == pytest.approx(0.1 * 40**0.5, rel=1e-3)
+
+
+def test_weights_that_are_zero_can_grow():
+    weight = torch.nn.Parameter(torch.zeros(3, 3))
+    weight.grad = torch.eye(3)
+    Muon([weight], [], lr=0.1, momentum=0.0, weight_decay=0.0).step()
+    assert weight.norm() > 0
 
 
 def test_the_head_the_biases_and_the_normalizations_take_plain_steps():

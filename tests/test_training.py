@@ -308,3 +308,17 @@ def test_a_model_of_other_classes_is_named(digits):
 def test_whitening_an_mlp_is_refused(digits):
     with pytest.raises(lab.SettingError, match="whitening: MLP"):
         lab.fit(lab.MLP(1, 8), digits, lab.Training(epochs=1, whitening=True), progress=False)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "adam"])
+def test_onecycle_leaves_momentum_as_it_was_set(digits, optimizer):
+    training = lab.Training(epochs=2, optimizer=optimizer, momentum=0.6, scheduler="onecycle")
+    model = lab.MLP(1, 8)
+    made = training_module.make_optimizer(model, training)
+    scheduler = training_module.make_scheduler(made, training, steps=4)
+    for _ in range(7):
+        made.step()
+        scheduler.step()
+        group = made.param_groups[0]
+        assert group.get("betas", (0.6,))[0] == (0.9 if optimizer == "adam" else 0.6)
+        assert group.get("momentum", 0.6) == 0.6
