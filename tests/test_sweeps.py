@@ -136,11 +136,12 @@ def start_sweep(jobs):
         [sys.executable, "-W", "ignore", "-c", SWEEP, str(jobs)],
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # two sweeps of two threads each would hinder one another
         start_new_session=True,
     )
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
