@@ -63,7 +63,7 @@ whole = time.perf_counter() - start
 kills = 0
 while not (folder / "killed").exists():
     child = forked(train, "killed", folder / "checkpoint")
-    time.sleep(generator.uniform(0.2, 0.45) * whole)
+    time.sleep(generator.uniform(0.25, 0.6) * whole)
     os.kill(child, signal.SIGKILL)
     kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
 print("kills", kills)
