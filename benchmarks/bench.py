@@ -83,44 +83,21 @@ def compare(
     return met
 
 
-def fitting(data: lab.ImageData, shape: dict[str, object]) -> Callable[[], object]:
+def fitting(model: nn.Module, data: lab.ImageData) -> Callable[[], object]:
     """One epoch of fit."""
-    model = lab.MLP(**shape)
     return lambda: lab.fit(model, data, TRAINING, progress=False)
 
 
-def bare_loop(data: lab.ImageData, shape: dict[str, object]) -> Callable[[], object]:
-    """The same forward and backward passes and steps, on batches that are already there."""
-    model = lab.MLP(**shape)
+def bare_loop(model: nn.Module, data: lab.ImageData) -> Callable[[], object]:
+    """The same passes and steps in the same precision and layout, on batches that are already there."""
+    prepare(model, data.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr, fused=True)
+    precision = autocast(model, data.device, TRAINING.precision)
     resident = list(lab.batches(data.train, data, TRAINING.batch_size))
 
     def epoch() -> None:
         for images, labels in resident:
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return epoch
-
-
-def fitting_images(data: lab.ImageData, width: int) -> Callable[[], object]:
-    """One epoch of fit for a ResNet [2, 2, 2, 2]."""
-    model = lab.ResNet(width=width)
-    return lambda: lab.fit(model, data, TRAINING, progress=False)
-
-
-def bare_loop_images(data: lab.ImageData, width: int) -> Callable[[], object]:
-    """The same passes and steps in the same precision and layout, on one random batch that is already there."""
-    model = lab.ResNet(width=width)
-    prepare(model, data.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.lr, fused=True)
-    images = torch.randn(TRAINING.batch_size, *data.image_shape).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(len(data.classes), (TRAINING.batch_size,))
-
-    def epoch() -> None:
-        for _ in range(len(data.train) // TRAINING.batch_size):
-            with autocast(model, data.device, "auto"):
+            with precision:
                 loss = F.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
@@ -256,13 +233,13 @@ def main() -> int:
 
     met = [
         compare("batches / fit, an epoch, depth 1 x 32", "at most 0.05", lambda ratio: ratio <= 0.05,
-                pass_over_batches, fitting(data, SMALLEST), ROUNDS),
+                pass_over_batches, fitting(lab.MLP(**SMALLEST), data), ROUNDS),
         compare("fit / bare loop, an epoch, depth 1 x 32", "at most 1.05", lambda ratio: ratio <= 1.05,
-                fitting(data, SMALLEST), bare_loop(data, SMALLEST), ROUNDS),
+                fitting(lab.MLP(**SMALLEST), data), bare_loop(lab.MLP(**SMALLEST), data), ROUNDS),
         compare("fit / bare loop, an epoch, depth 5 x 64", "at most 1.05", lambda ratio: ratio <= 1.05,
-                fitting(data, TYPICAL), bare_loop(data, TYPICAL), ROUNDS),
+                fitting(lab.MLP(**TYPICAL), data), bare_loop(lab.MLP(**TYPICAL), data), ROUNDS),
         compare("fit / bare loop, an epoch, depth 40 x 64", "at most 1.05", lambda ratio: ratio <= 1.05,
-                fitting(data, DEEPEST), bare_loop(data, DEEPEST), 5),
+                fitting(lab.MLP(**DEEPEST), data), bare_loop(lab.MLP(**DEEPEST), data), 5),
         compare("stack of 8 / 8 fits, an epoch, depth 40 x 64", "at most 0.5", lambda ratio: ratio <= 0.5,
                 stacked(data, DEEPEST, SEEDS), one_by_one(data, DEEPEST, SEEDS), 5),
         compare("stack of 8 / 8 fits, the same with batch norm", "at most 0.5", lambda ratio: ratio <= 0.5,
@@ -270,21 +247,21 @@ def main() -> int:
         compare("sweep of 8, stacked / unstacked, an epoch, 40 x 64", "below 1", lambda ratio: ratio < 1,
                 sweeping(DEEPEST, SEEDS, SEEDS), sweeping(DEEPEST, SEEDS, 1), 5),
         compare("usual loop, no workers / fit, an epoch, depth 5 x 64", "at least 2", lambda ratio: ratio >= 2,
-                usual_loop(data, TYPICAL, workers=0), fitting(data, TYPICAL), 3),
+                usual_loop(data, TYPICAL, workers=0), fitting(lab.MLP(**TYPICAL), data), 3),
         compare("usual loop, two workers / fit, an epoch, depth 5 x 64", "at least 2", lambda ratio: ratio >= 2,
-                usual_loop(data, TYPICAL, workers=2), fitting(data, TYPICAL), 3),
+                usual_loop(data, TYPICAL, workers=2), fitting(lab.MLP(**TYPICAL), data), 3),
         compare("ResNet, fit / bare loop, width 16", "at most 1.05", lambda ratio: ratio <= 1.05,
-                fitting_images(pictures, 16), bare_loop_images(pictures, 16), 7),
+                fitting(lab.ResNet(width=16), pictures), bare_loop(lab.ResNet(width=16), pictures), 7),
         compare("ResNet, fit / bare loop, width 64", "at most 1.05", lambda ratio: ratio <= 1.05,
-                fitting_images(few, 64), bare_loop_images(few, 64), 5),
+                fitting(lab.ResNet(width=64), few), bare_loop(lab.ResNet(width=64), few), 5),
         compare("ResNet, usual loop, no workers / fit, width 16", "at least 3.5", lambda ratio: ratio >= 3.5,
-                in_a_process(usual_loop_images, len(pictures.train), 16, 0), fitting_images(pictures, 16), 3),
+                in_a_process(usual_loop_images, len(pictures.train), 16, 0), fitting(lab.ResNet(width=16), pictures), 3),
         compare("ResNet, usual loop, two workers / fit, width 16", "at least 3.5", lambda ratio: ratio >= 3.5,
-                in_a_process(usual_loop_images, len(pictures.train), 16, 2), fitting_images(pictures, 16), 3),
+                in_a_process(usual_loop_images, len(pictures.train), 16, 2), fitting(lab.ResNet(width=16), pictures), 3),
         compare("basic augmentation / fit, width 16", "at most 0.05", lambda ratio: ratio <= 0.05,
-                augmenting(pictures, "basic"), fitting_images(pictures, 16), 7),
+                augmenting(pictures, "basic"), fitting(lab.ResNet(width=16), pictures), 7),
         compare("strong augmentation / fit, width 16", "at most 0.05", lambda ratio: ratio <= 0.05,
-                augmenting(pictures, "strong"), fitting_images(pictures, 16), 7),
+                augmenting(pictures, "strong"), fitting(lab.ResNet(width=16), pictures), 7),
         compare("import labutils / import torch", "at most 1.2", lambda ratio: ratio <= 1.2,
                 importing("labutils"), importing("torch"), 5),
     ]  # fmt: skip

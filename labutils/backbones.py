@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from labutils.checkpoints import CheckpointError, load_tensors, save_tensors, shapes
+from labutils.checkpoints import CheckpointError, digest, load_tensors, save_tensors, shapes
 from labutils.data import home
 from labutils.errors import UnknownSetting
 from labutils.models import build_model
@@ -62,7 +62,7 @@ def load_backbone(name: str = "cnn_backbone") -> tuple[nn.Module, dict]:
         beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: its record {name}.json can't be read ({error})") from error
-    if {key: value for key, value in beside.items() if key != "sha256"} != record:
+    if beside != {"sha256": digest(tensors, json.dumps(record)), **record}:
         raise CheckpointError(f"checkpoint {path}: {name}.json is the record of another network")
     model = build_model(
         **record["settings"]["model"],

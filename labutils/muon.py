@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                 step = parameter.grad.add(buffer, alpha=momentum)
                 if group["orthogonal"]:
                     step = orthogonal(step.flatten(1)).view(step.shape)
-                    step *= parameter.norm().clamp_min(SHORTEST) / step.norm()
+                    step *= parameter.norm().clamp_min(SHORTEST) / step.norm().clamp_min(SHORTEST)
                 parameter.mul_(1 - lr * group["weight_decay"]).add_(step, alpha=-lr)
 
 

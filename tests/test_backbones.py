@@ -47,10 +47,11 @@ def test_a_damaged_backbone_is_refused(exported):
 def test_a_record_of_another_network_is_refused(exported):
     path = exported / "cnn_backbone.json"
     record = json.loads(path.read_text())
-    record["settings"]["model"]["width"] = 8
-    path.write_text(json.dumps(record))
-    with pytest.raises(lab.CheckpointError, match=r"cnn_backbone\.json is the record of another"):
-        lab.load_backbone()
+    other_settings = {**record, "settings": {**record["settings"], "model": {"kind": "resnet", "width": 8}}}
+    for other in (other_settings, {**record, "sha256": "0" * 64}):
+        path.write_text(json.dumps(other))
+        with pytest.raises(lab.CheckpointError, match=r"cnn_backbone\.json is the record of another"):
+            lab.load_backbone()
     path.unlink()
     with pytest.raises(lab.CheckpointError, match=r"record cnn_backbone\.json can't be read"):
         lab.load_backbone()

@@ -32,10 +32,11 @@ CASES = {
         epochs=8, batch_size=32, optimizer="sgd", lr=0.1, scheduler="onecycle", augment="strong",
         averaging=0.8, whitening=True)),
     "cosine": (shapes, lambda: lab.ResNet((1, 1, 1, 1), width=2, residual=False), None, dict(
-        epochs=8, batch_size=32, optimizer="adamw", weight_decay=0.1, scheduler="cosine", augment="basic")),
+        epochs=8, batch_size=32, optimizer="muon", lr=0.05, weight_decay=0.1, scheduler="cosine", augment="basic")),
 }
 data, build, probe, training = CASES[sys.argv[1]]
 folder = Path(sys.argv[2])
+PATIENCE = 1.2  # kills come later and later, so that it ends on a machine that has become busy, too
 generator = random.Random(sys.argv[1])
 
 
@@ -63,7 +64,7 @@ whole = time.perf_counter() - start
 kills = 0
 while not (folder / "killed").exists():
     child = forked(train, "killed", folder / "checkpoint")
-    time.sleep(generator.uniform(0.25, 0.6) * whole)
+    time.sleep(generator.uniform(0.2, 0.6) * whole * PATIENCE**kills)
     os.kill(child, signal.SIGKILL)
     kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
 print("kills", kills)

@@ -60,6 +60,13 @@ def test_weights_that_are_zero_can_grow():
     assert weight.norm() > 0
 
 
+def test_weights_that_no_gradient_reaches_stay():
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    weight.grad = torch.zeros(3, 3)
+    Muon([weight], [], lr=0.1, momentum=0.9, weight_decay=0.0).step()
+    assert torch.equal(weight, torch.ones(3, 3))
+
+
 def test_the_head_the_biases_and_the_normalizations_take_plain_steps():
     net = lab.ResNet((1, 1, 1, 1), width=2)
     optimizer = make_optimizer(net, lab.Training(epochs=1, optimizer="muon"))
