@@ -8,6 +8,7 @@ from torch import nn
 # Of a polynomial x -> a x + b x^3 + c x^5 that, applied again and again, takes every x from 0 to 1 to about 1.
 A, B, C = 3.4445, -4.7750, 2.0315
 TURNS = 5
+PLAIN_RATE = 2.5  # times the hidden weights' learning rate, of what takes plain steps
 SHORTEST = 1e-3  # what weights of length 0 count as, so that they can grow
 
 
@@ -21,7 +22,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         hidden: weights of hidden layers, with two dimensions or more.
-        others: biases, normalizations, and the head, which take plain steps with Nesterov's momentum.
+        others: biases, normalizations, and the head, which take plain steps with Nesterov's momentum, at PLAIN_RATE
+            times the learning rate.
         lr: learning rate, above 0: for hidden weights by what share of their length a step changes them.
         momentum: from 0 to below 1.
         weight_decay: from 0; of the hidden weights, decoupled from the gradient.
@@ -37,10 +39,10 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
     ):
         groups = [
-            {"params": list(hidden), "orthogonal": True, "weight_decay": weight_decay},
-            {"params": list(others), "orthogonal": False, "weight_decay": 0.0},
+            {"params": list(hidden), "orthogonal": True, "lr": lr, "weight_decay": weight_decay},
+            {"params": list(others), "orthogonal": False, "lr": PLAIN_RATE * lr, "weight_decay": 0.0},
         ]
-        super().__init__([group for group in groups if group["params"]], {"lr": lr, "momentum": momentum})
+        super().__init__([group for group in groups if group["params"]], {"momentum": momentum})
 
     @torch.no_grad()
     def step(self) -> None:

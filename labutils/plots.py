@@ -28,6 +28,8 @@ FAINT = "#9A9A9A"
 SHADES = "cividis"
 EARLIER_PROFILES = 4  # that stay in a live profile
 DASHES, MARKERS = ("-", "--", "-.", (0, (6, 1, 1, 1, 1, 1))), "osD^"  # dotted is for theory
+DEPTHS = {"depth": "hidden layers", "layers": "layers with weights"}  # the columns that say how deep a net is
+WIDTHS = {"depth": "units a layer", "layers": "channels of the first stage"}
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -160,13 +162,18 @@ def heatmap(
 
 @styled
 def depth_width_heatmap(
-    results: pd.DataFrame, *, metric: str = "test_top1", panels: Mapping[str, Mapping[str, object]] | None = None
+    results: pd.DataFrame,
+    *,
+    metric: str = "test_top1",
+    depth: str = "depth",
+    panels: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Chart:
     """Mean ± standard deviation of an accuracy over seeds, for each depth and width.
 
     Args:
-        results: a row a run, with depth, width, seed and the metric.
+        results: a row a run, with its depth, width, seed and the metric.
         metric: the column to show, fractions from 0 to 1.
+        depth: the column that says how deep a net is: depth (hidden layers) or layers (all that have weights).
         panels: what each panel shows, by its title: the columns' values that its runs have. Without it one panel.
     """
     panels = panels or {"": {}}
@@ -175,13 +182,13 @@ def depth_width_heatmap(
     figure, axes = chart(rows, columns, height=0.9 + 3.1 * rows, caption=origin(results))
     for axis, (title, chosen) in zip(axes.flat, panels.items(), strict=False):
         runs = matching(results, chosen)
-        cells = runs.pivot_table(index="depth", columns="width", values=metric, aggfunc=["mean", "std"]) * 100
+        cells = runs.pivot_table(index=depth, columns="width", values=metric, aggfunc=["mean", "std"]) * 100
         mean, spread = cells["mean"], cells["std"].fillna(0)
         text = mean.map("{:.2f}".format) + "\n± " + spread.map("{:.2f}".format)
         mesh = heatmap(axis, mean, text, colours=SHADES, low=10, high=100)
         if axis in axes[:, -1]:
             figure.colorbar(mesh, ax=axis, label="correct (%)")
-        axis.set(title=title, xlabel="width (units a layer)", ylabel="depth (hidden layers)")
+        axis.set(title=title, xlabel=f"width ({WIDTHS[depth]})", ylabel=f"depth ({DEPTHS[depth]})")
     return figure
 
 
@@ -247,8 +254,7 @@ def accuracy_by_depth(
     axis.set_xscale("log")
     axis.set_xticks(depths, map(str, depths))
     axis.minorticks_off()
-    counted = {"depth": "hidden layers", "layers": "layers with weights"}[depth]
-    axis.set(xlabel=f"depth ({counted}, logarithmic)", ylabel="correct (%)", ylim=(lowest, None))
+    axis.set(xlabel=f"depth ({DEPTHS[depth]}, logarithmic)", ylabel="correct (%)", ylim=(lowest, None))
     axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     if any(lines):
         axis.legend()
@@ -343,27 +349,39 @@ def activation_maps(
 
 
 @styled
-def ladder(results: pd.DataFrame, rungs: Mapping[str, Mapping[str, object]], *, metric: str) -> Chart:
-    """Accuracy against seconds of training, a step of a recipe after the other: means with bars of one sd over seeds.
+def ladder(
+    results: pd.DataFrame,
+    rungs: Mapping[str, Mapping[str, object]],
+    *,
+    metric: str = "test_top1",
+    mirrored: str = "test_flips_top1",
+) -> Chart:
+    """A recipe improved step by step: each rung's accuracy, and accuracy against seconds; means ± sd over seeds.
 
     Args:
-        results: a row a run, with seconds and the metric.
+        results: a row a run, with seconds and the metrics.
         rungs: what each rung shows, from the plain recipe on, by its label: the columns' values that its runs have.
         metric: the column to show, fractions from 0 to 1.
+        mirrored: the column with the same figure for an image and its mirror image together; hollow, where it is known.
     """
-    figure, ((axis,),) = chart(height=4.6, caption=origin(results))
-    points = []
-    for number, (label, chosen) in enumerate(rungs.items(), start=1):
+    figure, ((left, right),) = chart(
+        1, 2, height=1.2 + 0.3 * len(rungs), caption=origin(results), gridspec_kw={"width_ratios": (3, 2)}
+    )
+    bar = {"fmt": "o", "color": RESIDUAL, "capsize": 2}
+    for number, chosen in enumerate(rungs.values(), start=1):
         runs = matching(results, chosen)
-        seconds, correct = runs["seconds"], runs[metric]
-        points.append((seconds.mean(), correct.mean()))
-        axis.errorbar(*points[-1], xerr=seconds.std(), yerr=correct.std(), fmt="o", color=RESIDUAL, ms=13, capsize=2)
-        axis.annotate(str(number), points[-1], color="white", ha="center", va="center", fontsize=8.5, weight="bold")
-        axis.plot([], [], " ", label=f"{number}  {label}: {100 * correct.mean():.1f} ± {100 * correct.std():.1f} %")
-    axis.plot(*zip(*points, strict=True), color=RESIDUAL, lw=0.8, alpha=0.5, zorder=0)
-    axis.set(xlabel="training (seconds)", ylabel="correct (%)")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    figure.legend(loc="outside right upper", fontsize=8.5, handlelength=0)
+        correct, seconds = runs[metric], runs["seconds"]
+        left.errorbar(correct.mean(), number, xerr=correct.std(), ms=6, **bar)
+        if runs[mirrored].notna().all():
+            left.errorbar(runs[mirrored].mean(), number, xerr=runs[mirrored].std(), ms=6, mfc="white", **bar)
+        right.errorbar(seconds.mean(), correct.mean(), xerr=seconds.std(), yerr=correct.std(), ms=12, alpha=0.8, **bar)
+        place = (seconds.mean(), correct.mean())
+        right.annotate(str(number), place, color="white", ha="center", va="center", fontsize=8, weight="bold")
+    left.set_yticks(range(1, len(rungs) + 1), [f"{name}  {number}" for number, name in enumerate(rungs, start=1)])
+    left.set(xlabel="correct (%); hollow: with the mirror image", ylim=(len(rungs) + 0.5, 0.5))
+    left.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    right.set(xlabel="training (seconds)", ylabel="correct (%)", xlim=(0, None))
+    right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     return figure
 
 

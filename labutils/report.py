@@ -13,6 +13,7 @@ from labutils.runs import find_run, load_experiment_data, run_path
 from labutils.sweeps import row
 
 MEASURED = ("test_top1", "validation_top1", "train_accuracy", "seconds")
+DEPTH_COLUMNS = {"depth": "depth", "blocks": "layers"}  # of a table, by the setting that makes a net deep
 MOST_LINES = 8  # that can be told apart in one figure
 MOST_ROWS = 40  # that can be read in one figure
 
@@ -79,12 +80,15 @@ def summarise(runs: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
 def figures(runs: pd.DataFrame, axes: Sequence[str]) -> dict[str, plots.Chart]:
     """The figures that suit a sweep over these axes."""
     drawn = {}
-    beside_depth = combinations(runs, [axis for axis in axes if axis != "depth"])
-    if "depth" in axes and len(beside_depth) <= MOST_LINES:
-        drawn["accuracy_by_depth"] = plots.accuracy_by_depth(runs, beside_depth, metric="test_top1")
-    if {"depth", "width"} <= set(axes):
-        panels = combinations(runs, [axis for axis in axes if axis not in ("depth", "width")])
-        drawn["depth_width"] = plots.depth_width_heatmap(runs, metric="test_top1", panels=panels)
+    depth = next((column for setting, column in DEPTH_COLUMNS.items() if setting in axes), None)
+    if depth:
+        beside_depth = [axis for axis in axes if axis not in DEPTH_COLUMNS]
+        lines = combinations(runs, beside_depth)
+        if len(lines) <= MOST_LINES:
+            drawn["accuracy_by_depth"] = plots.accuracy_by_depth(runs, lines, metric="test_top1", depth=depth)
+        if "width" in beside_depth:
+            panels = combinations(runs, [axis for axis in beside_depth if axis != "width"])
+            drawn["depth_width"] = plots.depth_width_heatmap(runs, metric="test_top1", depth=depth, panels=panels)
     rows = combinations(runs, axes)
     if len(rows) <= MOST_ROWS:
         drawn["accuracies"] = plots.accuracies(runs, rows, metric="test_top1")

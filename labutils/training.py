@@ -36,6 +36,7 @@ SCHEDULERS = (None, "cosine", "plateau", "onecycle")
 PRECISIONS = ("auto", "fp32", "bf16")
 EVALUATION_BATCH = 2_000
 WHITENING_IMAGES = 5_000  # whose patches the first filters are made from
+WARM_UP = 0.1  # share of one cycle's steps in which the learning rate rises
 LOSS_CHECK_STEPS = 100  # how often the losses so far are looked at; each look waits for a GPU
 
 
@@ -419,9 +420,12 @@ def make_scheduler(
         case "plateau":
             return schedulers.ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
         case "onecycle":
-            # Momentum stays what it was set to.
             return schedulers.OneCycleLR(
-                optimizer, training.lr, total_steps=training.epochs * steps, cycle_momentum=False
+                optimizer,
+                [group["lr"] for group in optimizer.param_groups],
+                total_steps=training.epochs * steps,
+                pct_start=WARM_UP,
+                cycle_momentum=False,  # it stays what it was set to
             )
 
 

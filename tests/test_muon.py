@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import labutils as lab
-from labutils.muon import Muon, orthogonal
+from labutils.muon import PLAIN_RATE, Muon, orthogonal
 from labutils.training import make_optimizer
 
 
@@ -37,7 +37,7 @@ def test_a_step_is_the_orthogonal_momentum():
         share = 0.1 * expected.norm() / direction.norm()
         expected = expected * (1 - 0.1 * 0.2) - share * direction
         bias_buffer = 0.5 * bias_buffer + bias.grad
-        expected_bias = expected_bias - 0.1 * (bias.grad + 0.5 * bias_buffer)
+        expected_bias = expected_bias - PLAIN_RATE * 0.1 * (bias.grad + 0.5 * bias_buffer)
     assert torch.allclose(weight, expected, atol=1e-5)
     assert torch.allclose(bias, expected_bias, atol=1e-6)
 

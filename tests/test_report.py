@@ -31,6 +31,13 @@ def test_the_bank_stands_in_for_an_empty_store(store, tmp_path):
     assert (tmp_path / "depth_width.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_resnets_are_reported_by_their_layers(store, tmp_path):
+    summary, files = report("cnn_depth", tmp_path, profile="laptop")
+    assert set(summary["blocks"]) == {"[1, 1, 1, 1]", "[2, 2, 2, 2]", "[3, 4, 6, 3]", "[5, 6, 8, 5]"}
+    assert set(summary["n"]) == {3}
+    assert {path.name for path in files} >= {"accuracy_by_depth.png", "accuracies.png"}
+
+
 def test_the_store_comes_before_the_bank(store, tmp_path):
     one = lab.grid("mlp_narrow", profile="smoke")[0]
     lab.run(one, progress=False)
