@@ -20,7 +20,7 @@ from labutils.checkpoints import CheckpointError
 from labutils.data import ImageData, Split, StandInWarning, batches, load_data
 from labutils.errors import SettingError
 from labutils.experiment import Experiment, grid
-from labutils.models import MLP, ResNet, describe, parameter_count
+from labutils.models import MLP, ResNet, ShallowCNN, describe, parameter_count
 from labutils.probes import (
     activation_gradients,
     class_activation_maps,
@@ -53,6 +53,7 @@ __all__ = [
     "ResNet",
     "Run",
     "SettingError",
+    "ShallowCNN",
     "Split",
     "StandInWarning",
     "StoreError",

@@ -11,9 +11,7 @@ import torch
 
 AUGMENTATIONS = (None, "basic", "strong")
 CROP_MARGIN = 4  # pixels on each side, as in He et al. 2016
-CUTOUT = (
-    8  # pixels, the side of the square that is blanked: DeVries & Taylor 2017 take 8 for CIFAR-100, 16 for CIFAR-10
-)
+CUTOUT = 8  # pixels, a side of the square; DeVries & Taylor 2017 take 8 for CIFAR-100 and 16 for CIFAR-10
 JITTERED_ALIKE = 64  # images
 MID_GREY = 128  # of 0 to 255, near the mean of photographs
 

@@ -46,27 +46,28 @@ def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
         labels: (B,) int64.
 
     Returns:
-        A row a parameter tensor: layer (the linear or convolutional layer it belongs to, counted from 1 at the
+        A row a parameter tensor that is learned: layer (the linear or convolutional layer it belongs to, counted from 1 at the
         input; a normalization counts with the layer it follows, the projection of a skip with the layer before it, so
         that twins are numbered alike), name (the module's), kind (weight or bias),
         norm (Euclidean, of the gradient of the mean cross-entropy).
     """
     import pandas as pd
 
-    parameters = dict(model.named_parameters())
+    learned = {path: parameter for path, parameter in model.named_parameters() if parameter.requires_grad}
     with untouched(model):
         loss = F.cross_entropy(model(images), labels)
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        gradients = dict(zip(learned, torch.autograd.grad(loss, list(learned.values())), strict=True))
 
     rows, layer, previous = [], 0, None
-    for (path, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+    for path, parameter in model.named_parameters():
         name, _, kind = path.rpartition(".")
         if kind not in ("weight", "bias"):
             continue
         if name != previous and parameter.ndim >= 2 and ".skip." not in name:
             layer += 1
         previous = name
-        rows.append({"layer": layer, "name": name, "kind": kind, "norm": gradient.norm().item()})
+        if path in gradients:
+            rows.append({"layer": layer, "name": name, "kind": kind, "norm": gradients[path].norm().item()})
     return pd.DataFrame(rows)
 
 

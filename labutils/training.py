@@ -73,7 +73,7 @@ class Training:
         patience: stop after so many epochs without a better validation accuracy; None never stops early.
         label_smoothing: share of each label spread over all classes, from 0 to below 1.
         augment: None, basic (random crops and flips) or strong (these, jitter of colour and shape, and cutout).
-        whitening: whether a ResNet's first filters start as the directions in which the training images' patches
+        whitening: whether a CNN's first filters start as the directions in which the training images' patches
             differ most (see labutils.models.whiten_stem), instead of at random.
         averaging: share of the averaged weights that each step keeps, from 0 to below 1: an exponential moving average
             over about 1 / (1 - averaging) steps, which is what is validated and kept (Polyak & Juditsky 1992). 0: none.

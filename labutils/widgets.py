@@ -87,7 +87,8 @@ class TrainingExplorer(Explorer):
         for name, values in choices.items():
             for value in values:
                 experiment.override(**{name: value})  # one that can't be is found here, not when Train is pressed
-        self.train_button = ipywidgets.Button(description="Train", icon="play", button_style="primary")
+        train = "Train" if banked is None else "Train this now"
+        self.train_button = ipywidgets.Button(description=train, icon="play", button_style="primary")
         self.stop_button = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.reset_button = ipywidgets.Button(description="Reset", icon="refresh")
         self.progress = ipywidgets.IntProgress(min=0, max=experiment.training.epochs, description="Epoch")
@@ -113,7 +114,7 @@ class TrainingExplorer(Explorer):
         chosen = {name: str(value) if isinstance(value, list) else value for name, value in self.choice().items()}
         epochs = plots.matching(self.banked, chosen)
         if epochs.empty:
-            self.status.value = f"<b>{describe(self.choice())}</b> is not in the bank. Press Train to train it here."
+            self.status.value = f"<b>{describe(self.choice())}</b> is not in the bank. You can train it here."
             return
         label = f"{describe(self.choice())} (bank, n = {epochs['seed'].nunique()})"
         self.shown.pop(label, None)
