@@ -228,7 +228,7 @@ def main() -> int:
         for _ in lab.batches(data.train, data, TRAINING.batch_size, generator=order):
             pass
 
-    pictures = lab.load_data("cifar10", validation=0, limit=IMAGES, device="cpu")
+    photos = lab.load_data("cifar10", validation=0, limit=IMAGES, device="cpu")
     few = lab.load_data("cifar10", validation=0, limit=IMAGES // 8, device="cpu")
 
     met = [
@@ -251,17 +251,17 @@ def main() -> int:
         compare("usual loop, two workers / fit, an epoch, depth 5 x 64", "at least 2", lambda ratio: ratio >= 2,
                 usual_loop(data, TYPICAL, workers=2), fitting(lab.MLP(**TYPICAL), data), 3),
         compare("ResNet, fit / bare loop, width 16", "at most 1.05", lambda ratio: ratio <= 1.05,
-                fitting(lab.ResNet(width=16), pictures), bare_loop(lab.ResNet(width=16), pictures), 7),
+                fitting(lab.ResNet(width=16), photos), bare_loop(lab.ResNet(width=16), photos), 7),
         compare("ResNet, fit / bare loop, width 64", "at most 1.05", lambda ratio: ratio <= 1.05,
                 fitting(lab.ResNet(width=64), few), bare_loop(lab.ResNet(width=64), few), 5),
         compare("ResNet, usual loop, no workers / fit, width 16", "at least 3.5", lambda ratio: ratio >= 3.5,
-                in_a_process(usual_loop_images, len(pictures.train), 16, 0), fitting(lab.ResNet(width=16), pictures), 3),
+                in_a_process(usual_loop_images, len(photos.train), 16, 0), fitting(lab.ResNet(width=16), photos), 3),
         compare("ResNet, usual loop, two workers / fit, width 16", "at least 3.5", lambda ratio: ratio >= 3.5,
-                in_a_process(usual_loop_images, len(pictures.train), 16, 2), fitting(lab.ResNet(width=16), pictures), 3),
+                in_a_process(usual_loop_images, len(photos.train), 16, 2), fitting(lab.ResNet(width=16), photos), 3),
         compare("basic augmentation / fit, width 16", "at most 0.05", lambda ratio: ratio <= 0.05,
-                augmenting(pictures, "basic"), fitting(lab.ResNet(width=16), pictures), 7),
+                augmenting(photos, "basic"), fitting(lab.ResNet(width=16), photos), 7),
         compare("strong augmentation / fit, width 16", "at most 0.05", lambda ratio: ratio <= 0.05,
-                augmenting(pictures, "strong"), fitting(lab.ResNet(width=16), pictures), 7),
+                augmenting(photos, "strong"), fitting(lab.ResNet(width=16), photos), 7),
         compare("import labutils / import torch", "at most 1.2", lambda ratio: ratio <= 1.2,
                 importing("labutils"), importing("torch"), 5),
     ]  # fmt: skip

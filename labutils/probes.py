@@ -46,10 +46,10 @@ def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
         labels: (B,) int64.
 
     Returns:
-        A row a parameter tensor that is learned: layer (the linear or convolutional layer it belongs to, counted from 1 at the
-        input; a normalization counts with the layer it follows, the projection of a skip with the layer before it, so
-        that twins are numbered alike), name (the module's), kind (weight or bias),
-        norm (Euclidean, of the gradient of the mean cross-entropy).
+        A row a parameter tensor that is learned: layer (the linear or convolutional layer it belongs to, counted from
+        1 at the input; a normalization counts with the layer it follows, the projection of a skip with the layer before
+        it, so that twins are numbered alike), name (the module's), kind (weight or bias), norm (Euclidean, of the
+        gradient of the mean cross-entropy).
     """
     import pandas as pd
 
