@@ -1,7 +1,6 @@
 """Random changes of training images that keep what they show, made to whole batches at once.
 
-On two cores (AMD EPYC, torch 2.15) a batch of 128 CIFAR images takes XXX of a training step of the
-ResNet [2, 2, 2, 2] of width 16 with basic, YYY with strong; `make bench` measures it.
+`make bench` measures what share of a training step it takes.
 """
 
 import functools

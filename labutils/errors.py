@@ -34,8 +34,18 @@ class UnknownSetting(SettingError):
 
 def check_whole(setting: str, value: object, low: int) -> None:
     """Accept whole numbers from `low` up."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    if not is_whole(value, low):
         raise SettingError(setting, value, f"a whole number from {low}")
+
+
+def check_counts(setting: str, values: object, length: int) -> None:
+    """Accept lists of so many whole numbers from 1."""
+    if not isinstance(values, list | tuple) or len(values) != length or not all(is_whole(value, 1) for value in values):
+        raise SettingError(setting, values, f"{length} whole numbers from 1, such as {[2] * length}")
+
+
+def is_whole(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def check_number(setting: str, value: object, low: float, high: float = math.inf, *, open_ends: str = "") -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
-from labutils.errors import SettingError, check_choice, check_number, check_whole
+from labutils.errors import SettingError, check_choice, check_counts, check_number, check_whole
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
 NORMALIZATIONS = {None: nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
@@ -337,16 +337,6 @@ def whiten_stem(model: ResNet | ShallowCNN, images: torch.Tensor) -> None:
     half = min(len(weight) // 2, len(variances))
     strongest = (directions / variances.clamp_min(WHITENING_FLOOR).sqrt()).T.flip(0)[:half]
     weight[: 2 * half] = torch.cat([strongest, -strongest]).view(2 * half, *weight.shape[1:]).to(weight.dtype)
-
-
-def check_counts(name: str, counts: Sequence[int], length: int) -> None:
-    """Raise SettingError unless a setting is a list of so many whole numbers from 1."""
-    allowed = f"{length} whole numbers from 1, such as {[2] * length}"
-    if not isinstance(counts, list | tuple) or len(counts) != length:
-        raise SettingError(name, counts, allowed)
-    for count in counts:
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise SettingError(name, counts, allowed)
 
 
 def check_images(images: torch.Tensor, channels: int) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 A, B, C = 3.4445, -4.7750, 2.0315
 TURNS = 5
 PLAIN_RATE = 2.5  # times the hidden weights' learning rate, of what takes plain steps
-SHORTEST = 1e-3  # what weights of length 0 count as, so that they can grow
+SHORTEST = 1e-3  # what a length of 0 counts as: weights can grow from it, and no step is divided by it
 
 
 class Muon(torch.optim.Optimizer):

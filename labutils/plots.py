@@ -374,8 +374,8 @@ def ladder(
         left.errorbar(correct.mean(), number, xerr=correct.std(), ms=6, **bar)
         if runs[mirrored].notna().all():
             left.errorbar(runs[mirrored].mean(), number, xerr=runs[mirrored].std(), ms=6, mfc="white", **bar)
-        right.errorbar(seconds.mean(), correct.mean(), xerr=seconds.std(), yerr=correct.std(), ms=12, alpha=0.8, **bar)
         place = (seconds.mean(), correct.mean())
+        right.errorbar(*place, xerr=seconds.std(), yerr=correct.std(), ms=12, alpha=0.8, **bar)
         right.annotate(str(number), place, color="white", ha="center", va="center", fontsize=8, weight="bold")
     left.set_yticks(range(1, len(rungs) + 1), [f"{name}  {number}" for number, name in enumerate(rungs, start=1)])
     left.set(xlabel="correct (%); hollow: with the mirror image", ylim=(len(rungs) + 0.5, 0.5))

@@ -64,7 +64,7 @@ whole = time.perf_counter() - start
 kills = 0
 while not (folder / "killed").exists():
     child = forked(train, "killed", folder / "checkpoint")
-    time.sleep(generator.uniform(0.2, 0.6) * whole * PATIENCE**kills)
+    time.sleep(generator.uniform(0.15, 0.4) * whole * PATIENCE**kills)
     os.kill(child, signal.SIGKILL)
     kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
 print("kills", kills)
@@ -76,9 +76,9 @@ def test_killed_at_random_times_it_ends_as_if_never_stopped(case, tmp_path):
     command = [sys.executable, "-c", KILLED_AT_RANDOM, case, str(tmp_path)]
     # Without pools of threads from the start: a fork copies their locks, and not the threads that would free them.
     alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, **alone})
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **alone})
     assert finished.returncode == 0, finished.stderr
-    assert int(finished.stdout.split()[-1]) >= 1, "nothing was killed"
+    assert int(finished.stdout.split()[-1]) >= 2, "nothing was killed"
     (weights, record), (expected_weights, expected_record) = (
         load_tensors(tmp_path / name) for name in ("killed", "whole")
     )

@@ -91,11 +91,12 @@ def test_sweep_banks_epochs_and_gradients(store, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(results, "results_folder", lambda: tmp_path / "bank")
     arguments = ["sweep", "cnn_gradients", "--profile", "smoke", "--epochs", "2", "--blocks", "[1, 1, 2, 1]"]
     assert main([*arguments, "--width", "2", "--save-epochs", "--save-gradients"]) == 0
+    net = ["residual", "zero_init_residual"]
     epochs = results.load_results("cnn_gradients_epochs")
-    assert epochs.groupby("run")["epoch"].apply(list).tolist() == [[1, 2]] * 9
+    assert epochs.groupby([*net, "seed"])["epoch"].apply(list).tolist() == [[1, 2]] * 9
     assert set(epochs["blocks"]) == {"[1, 1, 2, 1]"}
     gradients = results.load_results("cnn_gradients_gradients")
-    assert gradients.groupby(["run", "epoch"])["layer"].apply(list).tolist() == [list(range(1, 13))] * 27
+    assert gradients.groupby([*net, "seed", "epoch"])["layer"].apply(list).tolist() == [list(range(1, 13))] * 27
     assert (gradients[gradients["epoch"] == 0]["norm"] > 0).any()
     assert not gradients["name"].str.contains("skip").any()
     assert set(gradients["layers"]) == {12}

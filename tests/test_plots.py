@@ -248,6 +248,8 @@ def test_a_ladder_numbers_its_rungs(results):
     check_drawn(figure)
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["plain recipe  1", "better  2"]
+    filled = [line for line in left.lines if line.get_marker() == "o" and line.get_markerfacecolor() != "white"]
+    assert [line.get_xdata()[0] for line in filled] == pytest.approx([0.89, 0.83])
     hollow = [line for line in left.lines if line.get_markerfacecolor() == "white"]
     assert [line.get_xdata()[0] for line in hollow] == pytest.approx([0.84])
     assert "(seconds)" in right.get_xlabel()
