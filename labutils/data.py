@@ -306,8 +306,8 @@ def batches(
         data: the data set whose mean and std normalise them.
         batch_size: images a batch; the last one may be smaller.
         generator: a CPU generator that orders and augments them; without it they come in their own order.
-        augment: None, basic (a random crop from a reflected margin of 4 pixels, and a random flip) or strong (that,
-            jitter of colour and shape, and cutout); see labutils.augmentation.
+        augment: None, slight or basic (a random crop from a reflected margin of 2 or 4 pixels, and a random flip) or
+            strong (basic, jitter of colour and shape, and cutout); see labutils.augmentation.
 
     Yields:
         images (B, C, H, W) float32 and labels (B,) int64.

@@ -72,7 +72,8 @@ class Training:
             step by step (Smith & Topin 2018).
         patience: stop after so many epochs without a better validation accuracy; None never stops early.
         label_smoothing: share of each label spread over all classes, from 0 to below 1.
-        augment: None, basic (random crops and flips) or strong (these, jitter of colour and shape, and cutout).
+        augment: None, slight or basic (random crops from a margin of 2 or 4 pixels, and flips) or strong (basic,
+            jitter of colour and shape, and cutout).
         whitening: whether a CNN's first filters start as the directions in which the training images' patches
             differ most (see labutils.models.whiten_stem), instead of at random.
         averaging: share of the averaged weights that each step keeps, from 0 to below 1: an exponential moving average

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from labutils.augmentation import CUTOUT, MID_GREY, augmented, crop_and_flip, cut_out, jitter
+from labutils.augmentation import CUTOUT, MID_GREY, augmented, cut_out, jitter
 
 
 def noise(count, size=12):
@@ -13,23 +13,24 @@ def seeded(seed=1):
     return torch.Generator().manual_seed(seed)
 
 
-def test_crops_are_shifted_flipped_reflections_of_their_image():
+@pytest.mark.parametrize(("augment", "margin"), [("slight", 2), ("basic", 4)])
+def test_crops_are_shifted_flipped_reflections_of_their_image(augment, margin):
     images, indices = noise(6), torch.arange(6).repeat(40)
-    cropped = crop_and_flip(images, indices, seeded())
-    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)), mode="reflect")
+    cropped = augmented(images, indices, augment, seeded())
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (margin, margin), (margin, margin)), mode="reflect")
     seen = set()
     for number, crop in zip(indices.tolist(), cropped.numpy(), strict=True):
         found = [
             (y, x, flipped)
-            for y in range(9)
-            for x in range(9)
+            for y in range(2 * margin + 1)
+            for x in range(2 * margin + 1)
             for flipped in (False, True)
             if np.array_equal(padded[number, :, y : y + 12, x : x + 12][:, :, :: -1 if flipped else 1], crop)
         ]
         assert len(found) == 1
         seen.add(found[0])
-    assert len({y for y, _, _ in seen}) == 9
-    assert len({x for _, x, _ in seen}) == 9
+    assert len({y for y, _, _ in seen}) == 2 * margin + 1
+    assert len({x for _, x, _ in seen}) == 2 * margin + 1
     assert {flipped for _, _, flipped in seen} == {False, True}
 
 
