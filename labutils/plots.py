@@ -367,9 +367,9 @@ def ladder(
     figure, ((left, right),) = chart(
         1, 2, height=1.2 + 0.3 * len(rungs), caption=origin(results), gridspec_kw={"width_ratios": (3, 2)}
     )
-    bar = {"fmt": "o", "color": RESIDUAL, "capsize": 2}
     for number, chosen in enumerate(rungs.values(), start=1):
         runs = matching(results, chosen)
+        bar = {"fmt": "o", "color": RESIDUAL if runs["residual"].eq(True).all() else PLAIN, "capsize": 2}
         correct, seconds = runs[metric], runs["seconds"]
         left.errorbar(correct.mean(), number, xerr=correct.std(), ms=6, **bar)
         if runs[mirrored].notna().all():

@@ -83,6 +83,16 @@ def test_the_readme_gives_the_banks_figures():
     for depth, width in ((2, 128), (10, 64), (40, None)):
         runs = plain[(plain["depth"] == depth) & (plain["width"].eq(width) if width else True)]["test_top1"]
         assert f"{100 * runs.mean():.2f} ± {100 * runs.std():.2f} %" in readme
+    deep = lab.load_results("cnn_depth").query("layers == 50 and zero_init_residual")
+    improved = lab.load_results("cnn_improved").query("epochs == 5")
+    for runs in (
+        deep[~deep["residual"]],
+        deep[deep["residual"]],
+        improved[improved["augment"] == "none"],
+        improved[improved["averaging"] > 0],
+        lab.load_results("cnn_shallow"),
+    ):
+        assert f"{100 * runs['test_top1'].mean():.2f} ± {100 * runs['test_top1'].std():.2f} %" in readme
     residual = lab.load_results("mlp_residual").query("depth == 80 and normalization == 'none'")
     for skip, scale in ((False, "1.0"), (True, "1.0"), (True, "depth")):
         runs = residual[(residual["residual"] == skip) & (residual["residual_scale"] == scale)]["test_top1"]

@@ -244,12 +244,14 @@ def test_activation_maps_mark_what_is_wrong():
 def test_a_ladder_numbers_its_rungs(results):
     timed = results.assign(seconds=100.0 * results["depth"])
     timed["test_flips_top1"] = (timed["test_top1"] + 0.01).where(timed["depth"] == 4)
+    timed["residual"] = timed["depth"] == 4
     figure = plots.ladder(timed, {"plain recipe": {"depth": 1}, "better": {"depth": 4}})
     check_drawn(figure)
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["plain recipe  1", "better  2"]
     filled = [line for line in left.lines if line.get_marker() == "o" and line.get_markerfacecolor() != "white"]
     assert [line.get_xdata()[0] for line in filled] == pytest.approx([0.89, 0.83])
+    assert [line.get_color() for line in filled] == [plots.PLAIN, plots.RESIDUAL]
     hollow = [line for line in left.lines if line.get_markerfacecolor() == "white"]
     assert [line.get_xdata()[0] for line in hollow] == pytest.approx([0.84])
     assert "(seconds)" in right.get_xlabel()
