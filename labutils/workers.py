@@ -13,7 +13,8 @@ import torch
 from labutils.errors import SettingError, check_whole
 
 ANSWER_TIMEOUT_S = 6  # for an address to answer at all
-JOIN_TIMEOUT_S = {"auto": 8, "ray://": 60}  # for joining; behind ray:// a cluster first starts a server of its own
+JOIN_TIMEOUT_S = {"auto": 8, "ray://": 120}  # for joining; behind ray:// a cluster first starts a server of its own
+JOIN_ATTEMPTS = 3  # now and then that server dies as it starts, which is seen half a minute later
 MACHINES_LOST = 3  # how often Ray starts a worker again that went with its machine
 
 
@@ -141,10 +142,16 @@ def connect(address: str) -> Callable[[], None]:
     failure: list[BaseException] = []
 
     def join() -> None:
-        try:
-            ray.init(address, log_to_driver=False, logging_level="error")
-        except BaseException as error:  # handed on to the thread that waits
-            failure.append(error)
+        for _ in range(JOIN_ATTEMPTS):
+            try:
+                ray.init(address, log_to_driver=False, logging_level="error")
+                failure.clear()
+                return
+            except ConnectionAbortedError as error:
+                failure[:] = [error]
+            except BaseException as error:  # handed on to the thread that waits
+                failure[:] = [error]
+                return
 
     timeout = JOIN_TIMEOUT_S["auto" if address == "auto" else "ray://"]
     if address != "auto" and not answers(address):
@@ -155,7 +162,7 @@ def connect(address: str) -> Callable[[], None]:
         joining.start()
         joining.join(timeout)
         reason = f"not joined within {timeout} s" if joining.is_alive() else ""
-        if failure:
+        if failure and not reason:
             reason = " ".join(str(failure[0]).split())[:200]
     if reason:
         raise ClusterError(

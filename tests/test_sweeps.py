@@ -247,6 +247,25 @@ def test_an_address_that_accepts_and_says_nothing_is_named_within_15_seconds(sto
         assert time.monotonic() - start < 15
 
 
+@pytest.mark.parametrize(("deaths", "joined"), [(0, True), (2, True), (3, False)])
+def test_a_cluster_whose_server_dies_as_it_starts_is_asked_again(monkeypatch, deaths, joined):
+    asked = []
+
+    def init(address, **settings):
+        asked.append(address)
+        if len(asked) <= deaths:
+            raise ConnectionAbortedError("Initialization failure from server")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(workers, "answers", lambda address: True)
+    if joined:
+        workers.connect("ray://there:10001")
+    else:
+        with pytest.raises(lab.ClusterError, match="Initialization failure"):
+            workers.connect("ray://there:10001")
+    assert asked == ["ray://there:10001"] * min(deaths + 1, 3)
+
+
 @pytest.fixture
 def cluster():
     """A Ray cluster of two nodes of one core each, on this machine."""
