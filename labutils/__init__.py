@@ -37,6 +37,7 @@ from labutils.stacks import fit_stack
 from labutils.sweeps import sweep
 from labutils.tracking import Tracking
 from labutils.training import Diverged, History, Training, evaluate, fit, predict
+from labutils.transfer import Transfer, extract_features, knn, linear_probe, linear_svm, transferred, unfreeze
 from labutils.workers import ClusterError
 
 __all__ = [
@@ -59,18 +60,23 @@ __all__ = [
     "StoreError",
     "Tracking",
     "Training",
+    "Transfer",
     "activation_gradients",
     "batches",
     "class_activation_maps",
     "describe",
     "evaluate",
     "exercises",
+    "extract_features",
     "fit",
     "fit_stack",
     "gradient_correlation",
     "gradient_norms",
     "grid",
+    "knn",
     "lesion_study",
+    "linear_probe",
+    "linear_svm",
     "load_backbone",
     "load_data",
     "load_results",
@@ -83,6 +89,8 @@ __all__ = [
     "run",
     "sweep",
     "teaching",
+    "transferred",
+    "unfreeze",
     "widgets",
 ]
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from torch import nn
 
 from labutils.checkpoints import CheckpointError, digest, load_tensors, save_tensors, shapes
-from labutils.data import home
+from labutils.data import ImageData, home
 from labutils.errors import UnknownSetting
 from labutils.models import build_model
-from labutils.runs import Run, load_experiment_data
 
 
 def checkpoints_folder() -> Path:
@@ -17,24 +16,29 @@ def checkpoints_folder() -> Path:
     return home() / "data" / "checkpoints"
 
 
-def save_backbone(finished: Run) -> Path:
-    """Keep a run's network for the course: NAME.safetensors, and NAME.json with its record and checksum.
+def save_backbone(name: str, model: nn.Module, data: ImageData, *, settings: dict[str, dict], metrics: dict) -> Path:
+    """Keep a trained network for the course: NAME.safetensors, and NAME.json with its record and checksum.
+
+    Args:
+        name: of its experiment.
+        model: the network.
+        data: what it was trained on.
+        settings: of its experiment, by section.
+        metrics: of its run.
 
     Returns:
         The path of the weights.
     """
-    data = load_experiment_data(finished.experiment)
-    path = checkpoints_folder() / f"{finished.experiment.name}.safetensors"
-    settings = finished.experiment.settings()
+    path = checkpoints_folder() / f"{name}.safetensors"
     record = {
         "settings": {section: settings[section] for section in ("data", "model", "training")},
         "image_shape": data.image_shape,
         "classes": data.classes,
         "mean": data.mean.tolist(),
         "std": data.std.tolist(),
-        "metrics": finished.metrics,
+        "metrics": metrics,
     }
-    checksum = save_tensors(path, finished.model.state_dict(), record)
+    checksum = save_tensors(path, model.state_dict(), record)
     written = json.dumps({"sha256": checksum, **record}, indent=2)
     path.with_suffix(".json").write_text(f"{written}\n", encoding="utf-8")
     return path
@@ -54,14 +58,9 @@ def load_backbone(name: str = "cnn_backbone") -> tuple[nn.Module, dict]:
         SettingError: there is none of that name.
         CheckpointError: it is damaged, not the one that its record is about, or its weights fit another model.
     """
+    beside = read_record(name)
     path = checkpoints_folder() / f"{name}.safetensors"
-    if not path.is_file():
-        raise UnknownSetting(name, [kept.stem for kept in checkpoints_folder().glob("*.safetensors")])
     tensors, record = load_tensors(path)
-    try:
-        beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path}: its record {name}.json can't be read ({error})") from error
     if beside != {"sha256": digest(tensors, json.dumps(record)), **record}:
         raise CheckpointError(f"checkpoint {path}: {name}.json is the record of another network")
     model = build_model(
@@ -73,3 +72,16 @@ def load_backbone(name: str = "cnn_backbone") -> tuple[nn.Module, dict]:
         raise CheckpointError(f"checkpoint {path}: its weights do not fit {model}")
     model.load_state_dict(tensors)
     return model.eval(), record
+
+
+def read_record(name: str) -> dict:
+    """What NAME.json says of a trained network of the course; raises as `load_backbone` does."""
+    path = checkpoints_folder() / f"{name}.json"
+    if not path.with_suffix(".safetensors").is_file():
+        raise UnknownSetting(name, [kept.stem for kept in checkpoints_folder().glob("*.safetensors")])
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {path.with_suffix('.safetensors')}: its record {path.name} can't be read ({error})"
+        ) from error

@@ -21,7 +21,7 @@ from labutils.experiment import (
     settings_parser,
 )
 from labutils.results import save_results, settings_that_vary
-from labutils.runs import run
+from labutils.runs import load_experiment_data, run
 from labutils.sweeps import gradients, histories, sweep
 from labutils.training import Diverged
 
@@ -181,7 +181,12 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     finished = run(Experiment.load(options.config, profile=options.profile))
     if finished.history.interrupted:
         return 130
-    print(f"{finished}\nkept in {save_backbone(finished)}")
+    experiment = finished.experiment
+    data = load_experiment_data(experiment)
+    path = save_backbone(
+        experiment.name, finished.model, data, settings=experiment.settings(), metrics=finished.metrics
+    )
+    print(f"{finished}\nkept in {path}")
     return 0
 
 

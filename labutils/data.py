@@ -136,6 +136,11 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("LABUTILS_DATA") or home() / "data")
 
 
+def store_root() -> Path:
+    """The folder of all runs: $LABUTILS_RUNS, else runs/ at home."""
+    return Path(os.environ.get("LABUTILS_RUNS") or home() / "runs")
+
+
 def find_device(device: str = "auto") -> torch.device:
     """The device of a name; auto is a GPU where there is one.
 
@@ -162,6 +167,7 @@ def load_data(
     validation: float = 0.2,
     seed: int = 0,
     limit: int | None = None,
+    per_class: int | None = None,
     device: str = "auto",
 ) -> ImageData:
     """Load a data set, split and ready on the device.
@@ -176,6 +182,7 @@ def load_data(
         seed: of the choice of validation images; apart from the seed of training.
         limit: keep at most so many images for training and validation together, and as many for the test; every
             limit keeps the classes' shares.
+        per_class: keep so many training images of each class; validation and test stay as they are.
         device: auto, cpu, cuda or mps.
 
     Returns:
@@ -186,7 +193,7 @@ def load_data(
         ArchiveError: source is archive, and it is missing or damaged.
         DownloadError: source is download, and no mirror gave the files.
     """
-    check_data_settings(name, source, validation, seed, limit)
+    check_data_settings(name, source, validation, seed, limit, per_class)
     target = find_device(device)
 
     arrays, source = obtain(name, source, data_root(root))
@@ -205,7 +212,7 @@ def load_data(
         labels = torch.from_numpy(arrays[f"y_{part}"][chosen].astype(np.int64))
         return Split(images.contiguous().to(target), labels.to(target))
 
-    train = split("train", order[held_out:])
+    train = split("train", first_of_each_class(order[held_out:], arrays["y_train"], per_class))
     mean, std = channel_statistics(train.images)
     return ImageData(
         name=name,
@@ -221,7 +228,12 @@ def load_data(
 
 
 def check_data_settings(
-    name: str, source: str = "auto", validation: float = 0.2, seed: int = 0, limit: int | None = None
+    name: str,
+    source: str = "auto",
+    validation: float = 0.2,
+    seed: int = 0,
+    limit: int | None = None,
+    per_class: int | None = None,
 ) -> None:
     """Raise SettingError unless load_data could take these arguments."""
     check_choice("name", name, NAMES)
@@ -230,6 +242,21 @@ def check_data_settings(
     check_whole("seed", seed, 0)
     if limit is not None:
         check_whole("limit", limit, len(archives.CLASSES[name]))
+    if per_class is not None:
+        check_whole("per_class", per_class, 1)
+
+
+def first_of_each_class(order: np.ndarray, labels: np.ndarray, per_class: int | None) -> np.ndarray:
+    """Those of some images' indices that come first in their classes, in the order they had; None keeps all."""
+    if per_class is None:
+        return order
+    counts = np.bincount(labels[order])
+    if per_class > counts.min():
+        raise SettingError(
+            "per_class", per_class, f"a whole number from 1 to {counts.min()}, the smallest class's images"
+        )
+    chosen = [np.flatnonzero(labels[order] == label)[:per_class] for label in range(len(counts))]
+    return order[np.sort(np.concatenate(chosen))]
 
 
 def obtain(name: str, source: str, root: Path) -> tuple[dict[str, np.ndarray], str]:

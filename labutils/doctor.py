@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from labutils import archives
-from labutils.data import NAMES, data_root, find_device
-from labutils.runs import processor_name, store_root
+from labutils.data import NAMES, data_root, find_device, store_root
+from labutils.runs import processor_name
 from labutils.training import has_native_bf16
 
 KERNEL = "labutils"

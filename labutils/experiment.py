@@ -21,21 +21,23 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
+from labutils.backbones import read_record
 from labutils.data import check_data_settings, load_data
 from labutils.errors import SettingError, UnknownSetting, check_choice
 from labutils.models import MODELS, build_model
 from labutils.tracking import Tracking
 from labutils.training import Training
+from labutils.transfer import Transfer
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 CONFIGS = Path(__file__).parent / "configs"
 PROFILES = ("smoke", "laptop", "full")
-SECTIONS = ("data", "model", "training", "tracking")
+SECTIONS = ("data", "model", "training", "transfer", "tracking")
 FORMAT = 2  # of a run's folder and of what its hash covers
 # Where a setting is looked for that is named without its section, first match first.
-BARE_NAMES = ("training", "model", "data", "tracking")
+BARE_NAMES = ("training", "model", "data", "transfer", "tracking")
 # What the data set decides, and where a run happens: no settings of an experiment.
 NOT_SETTINGS = {"in_features", "in_channels", "classes", "root", "device"}
 
@@ -49,6 +51,7 @@ class Experiment:
         data: arguments of load_data, but for root and device.
         model: kind, and the arguments of that model, but for those that the data set decides.
         training: how it is trained.
+        transfer: from which trained network it starts, and how that is taken over.
         tracking: what is logged beside the history, and where to.
         profile: smoke, laptop or full: which version of the config file it is.
 
@@ -60,6 +63,7 @@ class Experiment:
     data: dict
     model: dict
     training: Training
+    transfer: Transfer = field(default_factory=Transfer)
     tracking: Tracking = field(default_factory=Tracking)
     profile: str = "laptop"
 
@@ -78,7 +82,7 @@ class Experiment:
             name_or_path: a config of the course, such as "mlp_mnist", or the path of a YAML file.
             profile: smoke, laptop or full; without it $LABUTILS_PROFILE, else laptop.
             overrides: settings to change: nested (model={"depth": 3}), dotted (**{"model.depth": 3}) or bare
-                (depth=3; looked for in training, model, data and tracking, in that order).
+                (depth=3; looked for in training, model, data, transfer and tracking, in that order).
 
         Raises:
             SettingError: no such file, profile or setting, or a value that is not allowed.
@@ -96,12 +100,14 @@ class Experiment:
             "data": dict(self.data),
             "model": dict(self.model),
             "training": asdict(self.training),
+            "transfer": asdict(self.transfer),
             "tracking": asdict(self.tracking),
         }
 
     def bare_settings(self) -> dict[str, object]:
-        """The model's and the training's settings by their bare names, such as "depth" and "lr"."""
-        return self.model | asdict(self.training)
+        """The model's, the training's and the transfer's settings by their bare names, such as "depth" and "lr"."""
+        transfer = asdict(self.transfer) if self.transfer.backbone else {}
+        return self.model | asdict(self.training) | transfer
 
     def to_yaml(self) -> str:
         """The experiment as a config file that `load` reads back to the same experiment."""
@@ -124,6 +130,10 @@ class Experiment:
         settings["tracking"] = {"gradients": self.tracking.gradients}
         for section, owner in setting_owners(self.model["kind"]).items():
             settings[section] = without_defaults(settings[section], owner)
+        if self.transfer.backbone:
+            settings["transfer"]["backbone"] = read_record(self.transfer.backbone)["sha256"]
+        else:
+            del settings["transfer"]  # as runs are named that were made before there was one
         text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -237,6 +247,8 @@ def from_settings(settings: dict[str, dict], *, name: str, profile: str) -> Expe
         raise type_error(error, settings, kind) from error
     with named_within("training"):
         training = Training(**parsed["training"])
+    with named_within("transfer"):
+        transfer = Transfer(**parsed["transfer"])
     with named_within("tracking"):
         tracking = Tracking(**parsed["tracking"])
     return Experiment(
@@ -244,6 +256,7 @@ def from_settings(settings: dict[str, dict], *, name: str, profile: str) -> Expe
         data=parsed["data"],
         model={"kind": kind, **parsed["model"]},
         training=training,
+        transfer=transfer,
         tracking=tracking,
         profile=profile,
     )
@@ -267,7 +280,13 @@ def setting_owners(kind: str) -> dict[str, Callable]:
     """Whose arguments the settings of each section are, for a model of this kind."""
     with named_within("model"):
         check_choice("kind", kind, MODELS)
-    return {"data": load_data, "model": MODELS[kind], "training": Training, "tracking": Tracking}
+    return {
+        "data": load_data,
+        "model": MODELS[kind],
+        "training": Training,
+        "transfer": Transfer,
+        "tracking": Tracking,
+    }
 
 
 def without_defaults(settings: Mapping[str, object], owner: Callable) -> dict[str, object]:

@@ -160,7 +160,23 @@ class BasicBlock(nn.Module):
         return F.relu(y if self.skip is None else y + self.skip(x))
 
 
-class ResNet(nn.Module):
+class CNN(nn.Module):
+    """What this module's CNNs share: a head that reads their features, and frozen layers that stay as they are."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes)."""
+        return self.head(self.features(images))
+
+    def train(self, mode: bool = True) -> "CNN":
+        """Set the mode of all layers, but batch normalizations that do not learn: they keep to their statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.bias.requires_grad:
+                module.eval()
+        return self
+
+
+class ResNet(CNN):
     """A convolutional network for small images: a 3x3 stem, stages of basic blocks, global average pooling, a head.
 
     Stage s has width * 2**s channels, and halves height and width from the second stage on. With width 64 the residual
@@ -236,10 +252,6 @@ class ResNet(nn.Module):
         """The last stage's outputs, averaged over the image: (N, F) for normalised images (N, C, H, W)."""
         return self.feature_maps(images).mean(dim=(2, 3))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes)."""
-        return self.head(self.features(images))
-
     def __repr__(self) -> str:
         kind = "residual" if self.residual else "plain"
         return (
@@ -265,7 +277,7 @@ class PooledBlock(nn.Module):
         return F.gelu(self.norm2(self.conv2(y)))
 
 
-class ShallowCNN(nn.Module):
+class ShallowCNN(CNN):
     """A plain CNN of eight layers, wide where images are small, made to be trained within minutes.
 
     Its first filters, of 2x2 pixels, are not learned: `whiten_stem` (Training(whitening=True)) makes them. Jordan 2024,
@@ -294,6 +306,11 @@ class ShallowCNN(nn.Module):
         )
         self.head = nn.Linear(widths[-1], classes, bias=False)
 
+    @property
+    def stages(self) -> nn.Sequential:
+        """Its blocks, each at a resolution of its own, as a ResNet's stages are."""
+        return self.blocks
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The last block's outputs, the highest over the image, scaled down: (N, F) for normalised images (N, C, H, W).
 
@@ -302,10 +319,6 @@ class ShallowCNN(nn.Module):
         """
         check_images(images, self.stem[0].in_channels)
         return self.blocks(self.stem(images)).amax(dim=(2, 3)) * FEATURE_SCALE
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes)."""
-        return self.head(self.features(images))
 
     def __repr__(self) -> str:
         return (

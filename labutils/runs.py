@@ -8,7 +8,6 @@ when whole. Nothing in it is ever unpickled.
 import datetime
 import functools
 import json
-import os
 import platform
 import shutil
 import tempfile
@@ -24,13 +23,14 @@ import torch
 from torch import nn
 
 from labutils.checkpoints import CheckpointError
-from labutils.data import ImageData, batches, data_root, home, load_data
+from labutils.data import ImageData, batches, data_root, load_data, store_root
 from labutils.experiment import Experiment
 from labutils.models import build_model, describe
 from labutils.probes import gradient_norms
 from labutils.stacks import fit_stack
 from labutils.tracking import Mirror
 from labutils.training import Diverged, History, evaluate, fit
+from labutils.transfer import adapt, taken_over
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,11 +92,6 @@ class Run:
         )
 
 
-def store_root() -> Path:
-    """The folder of all runs: $LABUTILS_RUNS, else runs/ at home."""
-    return Path(os.environ.get("LABUTILS_RUNS") or home() / "runs")
-
-
 def run(
     experiment: Experiment,
     *,
@@ -130,7 +125,7 @@ def run(
         if kept is not None:
             return kept
         if force:
-            checkpoint_path(path).unlink(missing_ok=True)
+            remove_checkpoints(path)
         finished = train(experiment, data, path, progress=progress, on_epoch=on_epoch)
         if not finished.history.interrupted:
             write_run(finished)
@@ -145,6 +140,12 @@ def run_path(experiment: Experiment, data: ImageData) -> Path:
 def checkpoint_path(path: Path) -> Path:
     """Where a run that is not finished stands, of which this will be the folder."""
     return path.parent / ".checkpoints" / f"{path.name}.safetensors"
+
+
+def remove_checkpoints(path: Path) -> None:
+    """Forget where a run stands; a fine-tuning in phases has a checkpoint for each."""
+    for checkpoint in checkpoint_path(path).parent.glob(f"{path.name}*.safetensors"):
+        checkpoint.unlink(missing_ok=True)
 
 
 def lock(path: Path) -> "FileLock":
@@ -215,11 +216,12 @@ def train(
                 on_epoch(history)
 
         checkpoint = checkpoint_path(path)
+        how = (experiment.training, experiment.transfer) if experiment.transfer.backbone else (experiment.training,)
         fit_it = functools.partial(
-            fit,
+            adapt if experiment.transfer.backbone else fit,
             model,
             data,
-            experiment.training,
+            *how,
             probe=gradient_probe(experiment, data),
             on_epoch=after_epoch,
             checkpoint=checkpoint,
@@ -230,7 +232,7 @@ def train(
                 history = fit_it()
             except CheckpointError as error:  # damaged, or from before a change to the course
                 warnings.warn(f"{error}; the run is trained from its beginning", DamagedRun, stacklevel=3)
-                checkpoint.unlink()
+                remove_checkpoints(path)
                 history = fit_it()
         metrics = measure(model, data, experiment, history)
         mirror.finish(metrics)
@@ -309,7 +311,9 @@ def load_experiment_data(experiment: Experiment) -> ImageData:
 
 
 def build_for(experiment: Experiment, data: ImageData) -> nn.Module:
-    """An experiment's model, fitting its data, with the initial weights that torch's random state gives."""
+    """An experiment's model, fitting its data, as it is before training: random, or taken over from its backbone."""
+    if experiment.transfer.backbone:
+        return taken_over(experiment.transfer, experiment.model, data)
     return build_model(**experiment.model, image_shape=data.image_shape, classes=len(data.classes))
 
 
@@ -355,7 +359,7 @@ def write_run(finished: Run) -> None:
                 path.rename(partial / "replaced")
             partial.rename(path)
             shutil.rmtree(path / "replaced", ignore_errors=True)
-            checkpoint_path(path).unlink(missing_ok=True)
+            remove_checkpoints(path)
         except SafetensorError as error:  # its own name for a full disk, too
             shutil.rmtree(partial, ignore_errors=True)
             raise OSError(str(error)) from error

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from labutils.data import data_root
+from labutils.data import data_root, store_root
 from labutils.errors import SettingError
 from labutils.experiment import Experiment, blueprint
 from labutils.models import parameter_count
@@ -34,7 +34,6 @@ from labutils.runs import (
     lock,
     run_path,
     store_errors,
-    store_root,
     train,
     train_together,
     untrained,

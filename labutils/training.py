@@ -78,6 +78,8 @@ class Training:
             differ most (see labutils.models.whiten_stem), instead of at random.
         averaging: share of the averaged weights that each step keeps, from 0 to below 1: an exponential moving average
             over about 1 / (1 - averaging) steps, which is what is validated and kept (Polyak & Juditsky 1992). 0: none.
+        stage_lr: factor on a CNN's learning rate from each stage to the one before it, above 0 to 1; the head learns at
+            lr (Howard & Ruder 2018, "Universal language model fine-tuning", discriminative rates).
         precision: fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it natively and it pays.
         seed: of the order of the batches, augmentation and dropout; `run` also draws the initial weights from it.
 
@@ -97,6 +99,7 @@ class Training:
     augment: str | None = None
     whitening: bool = False
     averaging: float = 0.0
+    stage_lr: float = 1.0
     precision: str = "auto"
     seed: int = 0
 
@@ -114,6 +117,9 @@ class Training:
         check_choice("augment", self.augment, AUGMENTATIONS)
         check_choice("whitening", self.whitening, (True, False))
         check_number("averaging", self.averaging, 0, 1, open_ends="high")
+        check_number("stage_lr", self.stage_lr, 0, 1, open_ends="low")
+        if self.optimizer == "muon" and self.stage_lr != 1:
+            raise SettingError("stage_lr", self.stage_lr, "1 with muon, whose steps are shares of the weights' lengths")
         check_choice("precision", self.precision, PRECISIONS)
         check_whole("seed", self.seed, 0)
 
@@ -160,6 +166,14 @@ class History:
         if not ranked:
             return self.rows[-1]
         return max(ranked, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+
+    def followed_by(self, later: "History") -> "History":
+        """Both, the later one's epochs counted on from this one's; it ended as the later one did."""
+        done = len(self.rows)
+        joined = History(self.rows + [row | {"epoch": done + row["epoch"]} for row in later.rows])
+        joined.probed = self.probed + [table.assign(epoch=done + table["epoch"]) for table in later.probed]
+        joined.stopped_early, joined.interrupted = later.stopped_early, later.interrupted
+        return joined
 
     def state_dict(self) -> dict[str, object]:
         """All that a checkpoint keeps of it."""
@@ -330,7 +344,6 @@ def check_losses(losses: list[torch.Tensor], epoch: int, history: History) -> No
         raise Diverged(epoch, first + index + 1, latest[index].item(), history)
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto", flips: bool = False
 ) -> dict[str, float]:
@@ -347,32 +360,40 @@ def evaluate(
         loss (cross-entropy, in nats), top1 and top5 (fractions from 0 to 1; top5 of fewer than five classes is 1).
     """
     logits, labels = predict(model, split, data, precision=precision, flips=flips)
-    highest = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    return {
-        "loss": F.cross_entropy(logits, labels).item(),
-        "top1": accuracy(logits, labels),
-        "top5": (highest == labels[:, None]).any(dim=1).double().mean().item(),
-    }
+    return {"loss": F.cross_entropy(logits, labels).item(), **accuracies(logits, labels)}
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto", flips: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, classes) float32 of a split's images in their own order, and their labels (N,); as in `evaluate`."""
     split = data.split(split)
+    return outputs(model, model, split, data, precision=precision, flips=flips), split.labels
+
+
+@torch.no_grad()
+def outputs(
+    model: nn.Module,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    split: Split,
+    data: ImageData,
+    *,
+    precision: str,
+    flips: bool = False,
+) -> torch.Tensor:
+    """What a function of a model, such as its features, gives for a split's images; as in `evaluate`."""
     prepare(model, data.device)
     was_training = model.training
     model.eval()
     try:
         with autocast(model, data.device, precision):
-            logits = []
+            found = []
             for images, _ in batches(split, data, EVALUATION_BATCH):
                 views = (images, images.flip(-1)) if flips else (images,)
-                logits.append(sum(model(view).float() for view in views) / len(views))
+                found.append(sum(function(view).float() for view in views) / len(views))
     finally:
         model.train(was_training)
-    return torch.cat(logits), split.labels
+    return torch.cat(found)
 
 
 def validate(model: nn.Module, data: ImageData, precision: str) -> dict[str, float]:
@@ -381,6 +402,15 @@ def validate(model: nn.Module, data: ImageData, precision: str) -> dict[str, flo
         return {"validation_loss": float("nan"), "validation_accuracy": float("nan")}
     measured = evaluate(model, data.validation, data, precision=precision)
     return {"validation_loss": measured["loss"], "validation_accuracy": measured["top1"]}
+
+
+def accuracies(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """top1 and top5 of logits (N, classes), fractions from 0 to 1; top5 of fewer than five classes is 1."""
+    highest = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    return {
+        "top1": accuracy(logits, labels),
+        "top5": (highest == labels[:, None]).any(dim=1).double().mean().item(),
+    }
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -403,11 +433,24 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
         hidden = [parameter for parameter in parameters if parameter.ndim > 1 and parameter not in head]
         others = [parameter for parameter in parameters if parameter.ndim < 2 or parameter in head]
         return Muon(hidden, others, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay)
+    groups = parameter_groups(model, training)
     settings = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
     if training.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=training.momentum, **settings)
+        return torch.optim.SGD(groups, momentum=training.momentum, **settings)
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
-    return optimizer(model.parameters(), **settings)
+    return optimizer(groups, **settings)
+
+
+def parameter_groups(model: nn.Module, training: Training) -> list[dict]:
+    """A model's parameters that learn, with their learning rates: one group, or one for each part from the head on."""
+    if training.stage_lr != 1 and not is_convolutional(model):
+        raise SettingError("stage_lr", training.stage_lr, f"1 for {model}, which has no stages")
+    parts = [model] if training.stage_lr == 1 else [model.head, *reversed([model.stem, *model.stages])]
+    return [
+        {"params": learning, "lr": training.lr * training.stage_lr**distance}
+        for distance, part in enumerate(parts)
+        if (learning := [parameter for parameter in part.parameters() if parameter.requires_grad])
+    ]
 
 
 def make_scheduler(
