@@ -95,19 +95,20 @@ class Experiment:
         return from_settings(settings, name=self.name, profile=self.profile)
 
     def settings(self) -> dict[str, dict]:
-        """The settings as plain values, by section."""
+        """The settings as plain values, by section; without one for a transfer that starts from nothing."""
+        transfer = {"transfer": asdict(self.transfer)} if self.transfer.backbone else {}
         return {
             "data": dict(self.data),
             "model": dict(self.model),
             "training": asdict(self.training),
-            "transfer": asdict(self.transfer),
+            **transfer,
             "tracking": asdict(self.tracking),
         }
 
     def bare_settings(self) -> dict[str, object]:
         """The model's, the training's and the transfer's settings by their bare names, such as "depth" and "lr"."""
-        transfer = asdict(self.transfer) if self.transfer.backbone else {}
-        return self.model | asdict(self.training) | transfer
+        settings = self.settings()
+        return settings["model"] | settings["training"] | settings.get("transfer", {})
 
     def to_yaml(self) -> str:
         """The experiment as a config file that `load` reads back to the same experiment."""
@@ -128,12 +129,10 @@ class Experiment:
         settings = self.settings()
         settings["data"]["source"] = data_title
         settings["tracking"] = {"gradients": self.tracking.gradients}
-        for section, owner in setting_owners(self.model["kind"]).items():
-            settings[section] = without_defaults(settings[section], owner)
+        owners = setting_owners(self.model["kind"])
+        settings = {section: without_defaults(values, owners[section]) for section, values in settings.items()}
         if self.transfer.backbone:
             settings["transfer"]["backbone"] = read_record(self.transfer.backbone)["sha256"]
-        else:
-            del settings["transfer"]  # as runs are named that were made before there was one
         text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
