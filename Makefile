@@ -24,7 +24,7 @@ bench: data-archives
 
 .venv: pyproject.toml requirements.lock | $(filter .uv/bin/uv,$(UV))
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv
-	$(UV) pip install --quiet --python .venv --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python .venv --require-hashes --compile-bytecode -r requirements.lock
 	$(UV) pip install --quiet --python .venv --no-deps -e .
 	touch .venv
 

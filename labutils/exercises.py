@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -13,6 +14,7 @@ from labutils.training import seeded
 
 RATE_TOLERANCE = 0.05  # relative; what a few layers of 512 units scatter by
 GROWTH_TOLERANCE = 0.03
+CAUGHT_UP = 0.01  # of an accuracy read off a line
 LEARNT = 0.2  # an accuracy that no net at chance has
 
 
@@ -280,6 +282,94 @@ def check_activation_maps(answer: Callable[[torch.Tensor, torch.Tensor], torch.T
     if not torch.allclose(given, expected, atol=1e-4):
         return Verdict(False, "the right shape, but the mean of a class's map over the places is not its logit")
     return Verdict(True, "the mean of each map over the places is the class's logit, but for the bias")
+
+
+def check_new_head(answer: Callable[[torch.nn.Module, int], torch.nn.Module] | None) -> Verdict:
+    """Notebook 04, exercise 1: a copy of a trained network for other classes, of which only the new head learns.
+
+    Args:
+        answer: of a ResNet and a number of classes; gives the new network. Compared with what must not have changed.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    with seeded(0, torch.device("cpu")):
+        net = ResNet((1, 1, 1, 1), width=2).eval()
+        images = torch.randn(4, 3, 32, 32)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    given, trouble = call(answer, net, 7)
+    if trouble is not None:
+        return trouble
+    after = net.state_dict()
+    if after.keys() != before.keys() or any(not before[name].equal(tensor) for name, tensor in after.items()):
+        return Verdict(False, "the network you were given has changed; whoever uses it next would be surprised")
+    if not all(parameter.requires_grad for parameter in net.parameters()):
+        return Verdict(False, "the network you were given is frozen now; work on a copy")
+    if not isinstance(given, ResNet):
+        return Verdict(False, f"a network was expected, not {type(given).__name__}")
+    with torch.no_grad():
+        logits = given(images)
+        features_stay = torch.allclose(given.features(images), net.features(images), atol=1e-5)
+    if logits.shape != (4, 7):
+        return Verdict(
+            False, f"for 7 classes 4 images should give logits of the shape (4, 7), not {tuple(logits.shape)}"
+        )
+    if not features_stay:
+        return Verdict(False, "the features are not those of the trained network any more")
+    learning = [name for name, parameter in given.named_parameters() if parameter.requires_grad]
+    if sorted(learning) != ["head.bias", "head.weight"]:
+        return Verdict(False, f"only the head should learn, not {', '.join(learning[:3]) or 'nothing'}")
+    return Verdict(True, "a new head on the old features, and the network it came from is as it was")
+
+
+def check_nearest_mean(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None) -> Verdict:
+    """Notebook 04, exercise 2: each feature gets the class whose mean feature is nearest.
+
+    Args:
+        answer: of training features (N, F), their labels (N,) and other features (M, F); gives classes (M,).
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    with seeded(0, torch.device("cpu")):
+        centres = torch.randn(5, 3) * torch.tensor([3.0, 1.0, 1.0]) + 4
+        labels = torch.cat([torch.arange(5), torch.randint(5, (195,))])
+        train = centres[labels] + torch.randn(200, 3)
+        others = centres[torch.randint(5, (300,))] + torch.randn(300, 3)
+    given, trouble = call(answer, train, labels, others)
+    if trouble is not None:
+        return trouble
+    means = torch.stack([train[labels == number].mean(dim=0) for number in range(5)])
+    expected = (others[:, None] - means).square().sum(dim=2).argmin(dim=1)
+    if not isinstance(given, torch.Tensor) or given.shape != expected.shape:
+        return Verdict(False, f"a tensor with a class for each of the {len(others)} features was expected")
+    wrong = (given != expected).sum().item()
+    if wrong:
+        return Verdict(False, f"{wrong} of {len(others)} features have a nearer mean than that of the class you say")
+    return Verdict(True, "each feature gets the class whose mean is nearest, in the Euclidean sense")
+
+
+def check_labels_saved(answer: float | None, results: pd.DataFrame, *, few: int) -> Verdict:
+    """Notebook 04, exercise 3: how many labels a class a training from scratch needs to catch up with a transfer.
+
+    Args:
+        answer: images of each class.
+        results: rows of runs with backbone ("none" from scratch), per_class and test_top1.
+        few: images of each class that the transfer has.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    mean = results.groupby([results["backbone"] != "none", "per_class"])["test_top1"].mean()
+    target, scratch = mean[True][few], mean[False].sort_index()
+    if not isinstance(answer, int | float) or not scratch.index.min() <= answer <= scratch.index.max():
+        return Verdict(
+            False, f"the runs from scratch have {scratch.index.min()} to {scratch.index.max()} images a class"
+        )
+    reached = np.interp(math.log(answer), np.log(scratch.index), scratch)
+    if abs(reached - target) > CAUGHT_UP:
+        return Verdict(
+            False,
+            f"with {answer:g} images a class a start from scratch reaches {reached:.1%}, the transfer {target:.1%}",
+        )
+    return Verdict(True, f"with about {answer:g} images a class, instead of {few}, scratch reaches {target:.1%}, too")
 
 
 def is_near(given: object, expected: float, tolerance: float) -> bool:

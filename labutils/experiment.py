@@ -106,9 +106,8 @@ class Experiment:
         }
 
     def bare_settings(self) -> dict[str, object]:
-        """The model's, the training's and the transfer's settings by their bare names, such as "depth" and "lr"."""
-        settings = self.settings()
-        return settings["model"] | settings["training"] | settings.get("transfer", {})
+        """The model's, the transfer's and the training's settings by their bare names, such as "depth" and "lr"."""
+        return self.model | asdict(self.transfer) | asdict(self.training)
 
     def to_yaml(self) -> str:
         """The experiment as a config file that `load` reads back to the same experiment."""

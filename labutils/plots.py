@@ -24,11 +24,13 @@ from PIL import Image
 
 PLAIN, RESIDUAL = "#D55E00", "#0072B2"
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # where neither plain nor residual is meant
+STARTS = dict(zip(("transfer", "scratch", "frozen", "progressive"), OTHERS, strict=True))  # where a net comes from
 FAINT = "#9A9A9A"
 SHADES = "cividis"
 EARLIER_PROFILES = 4  # that stay in a live profile
 DASHES, MARKERS = ("-", "--", "-.", (0, (6, 1, 1, 1, 1, 1))), "osD^"  # dotted is for theory
 DEPTHS = {"depth": "hidden layers", "layers": "layers with weights"}  # the columns that say how deep a net is
+COSTS = {"seconds": "training (seconds)", "parameters": "parameters that learn"}
 WIDTHS = {"depth": "units a layer", "layers": "channels of the first stage"}
 STYLE = {
     "axes.grid": True,
@@ -195,14 +197,15 @@ def depth_width_heatmap(
 def line_styles(labels: Sequence[str]) -> dict[str, dict[str, object]]:
     """How each of several lines is drawn, by its label: colour, dashes, marker.
 
-    A label that begins with "residual" takes a shade of RESIDUAL, any other a shade of PLAIN; within each the lines
-    differ by dashes and markers, too.
+    A label that begins with "residual" takes a shade of RESIDUAL, one that begins with what some network was taken
+    over for (STARTS) that start's colour, any other a shade of PLAIN; within each the lines differ by dashes and
+    markers, too.
     """
     styles = {}
-    for colour, family in (
-        (RESIDUAL, [label for label in labels if label.startswith("residual")]),
-        (PLAIN, [label for label in labels if not label.startswith("residual")]),
-    ):
+    families = {"residual": RESIDUAL, **STARTS}
+    named = {label: next((name for name in families if label.startswith(name)), None) for label in labels}
+    for name, colour in [*families.items(), (None, PLAIN)]:
+        family = [label for label in labels if named[label] == name]
         shades = LinearSegmentedColormap.from_list("family", [colour, shaded(colour, 0.45)])
         for number, label in enumerate(family):
             share = number / max(len(family) - 1, 1)
@@ -246,15 +249,42 @@ def accuracy_by_depth(
         depth: the column that says how deep a net is: depth (hidden layers) or layers (all that have weights).
         lowest: where the axis begins, as a fraction, to look at small differences; what lies lower is not shown.
     """
+    figure = accuracy_against(
+        results, lines, metric=metric, across=depth, xlabel=f"depth ({DEPTHS[depth]}, logarithmic)", logarithmic=True
+    )
+    figure.axes[0].set_ylim(lowest, None)
+    return figure
+
+
+@styled
+def accuracy_against(
+    results: pd.DataFrame,
+    lines: Mapping[str, Mapping[str, object]],
+    *,
+    metric: str,
+    across: str,
+    xlabel: str,
+    logarithmic: bool = False,
+) -> Chart:
+    """Mean accuracy against any column, with a band of one standard deviation over seeds.
+
+    Args:
+        results: a row a run, with the column and the metric.
+        lines: what each line shows, by its label: the columns' values that its runs have.
+        metric: the column to show, fractions from 0 to 1.
+        across: the column to show it against, of a few numbers.
+        xlabel: what that is.
+        logarithmic: whether equal factors are equally far apart.
+    """
     figure, ((axis,),) = chart(height=4.2, caption=origin(results))
     for label, style in line_styles(list(lines)).items():
-        runs = matching(results, lines[label])
-        draw_bands(axis, runs, across=depth, measured=metric, label=label, style=style)
-    depths = sorted(results[depth].unique())
-    axis.set_xscale("log")
-    axis.set_xticks(depths, map(str, depths))
+        draw_bands(axis, matching(results, lines[label]), across=across, measured=metric, label=label, style=style)
+    places = sorted(results[across].unique())
+    if logarithmic:
+        axis.set_xscale("log")
+    axis.set_xticks(places, map(str, places))
     axis.minorticks_off()
-    axis.set(xlabel=f"depth ({DEPTHS[depth]}, logarithmic)", ylabel="correct (%)", ylim=(lowest, None))
+    axis.set(xlabel=xlabel, ylabel="correct (%)")
     axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     if any(lines):
         axis.legend()
@@ -355,14 +385,16 @@ def ladder(
     *,
     metric: str = "test_top1",
     mirrored: str = "test_flips_top1",
+    against: str = "seconds",
 ) -> Chart:
-    """A recipe improved step by step: each rung's accuracy, and accuracy against seconds; means ± sd over seeds.
+    """What is improved step by step: each rung's accuracy, and accuracy against what it costs; means ± sd over seeds.
 
     Args:
         results: a row a run, with seconds and the metrics.
         rungs: what each rung shows, from the plain recipe on, by its label: the columns' values that its runs have.
         metric: the column to show, fractions from 0 to 1.
         mirrored: the column with the same figure for an image and its mirror image together; hollow, where it is known.
+        against: the column with the cost, a key of COSTS.
     """
     figure, ((left, right),) = chart(
         1, 2, height=1.2 + 0.3 * len(rungs), caption=origin(results), gridspec_kw={"width_ratios": (3, 2)}
@@ -370,17 +402,19 @@ def ladder(
     for number, chosen in enumerate(rungs.values(), start=1):
         runs = matching(results, chosen)
         bar = {"fmt": "o", "color": RESIDUAL if runs["residual"].eq(True).all() else PLAIN, "capsize": 2}
-        correct, seconds = runs[metric], runs["seconds"]
+        correct, cost = runs[metric], runs[against]
         left.errorbar(correct.mean(), number, xerr=correct.std(), ms=6, **bar)
         if runs[mirrored].notna().all():
             left.errorbar(runs[mirrored].mean(), number, xerr=runs[mirrored].std(), ms=6, mfc="white", **bar)
-        place = (seconds.mean(), correct.mean())
-        right.errorbar(*place, xerr=seconds.std(), yerr=correct.std(), ms=12, alpha=0.8, **bar)
+        place = (cost.mean(), correct.mean())
+        right.errorbar(*place, xerr=cost.std(), yerr=correct.std(), ms=12, alpha=0.8, **bar)
         right.annotate(str(number), place, color="white", ha="center", va="center", fontsize=8, weight="bold")
     left.set_yticks(range(1, len(rungs) + 1), [f"{name}  {number}" for number, name in enumerate(rungs, start=1)])
     left.set(xlabel="correct (%); hollow: with the mirror image", ylim=(len(rungs) + 0.5, 0.5))
     left.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    right.set(xlabel="training (seconds)", ylabel="correct (%)", xlim=(0, None))
+    right.set(xlabel=COSTS[against], ylabel="correct (%)", xlim=(0, None))
+    if against == "parameters":
+        right.set_xscale("symlog", linthresh=1e4)  # some rungs learn none
     right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     return figure
 
@@ -565,6 +599,73 @@ def correlations(curves: Mapping[str, pd.DataFrame], *, caption: str = "") -> Ch
         xlabel="distance between two inputs (Euclidean, normalised pixels)", ylabel="correlation of their gradients"
     )
     axis.legend()
+    return figure
+
+
+@styled
+def feature_maps(
+    maps: Mapping[str, np.ndarray], groups: Sequence[str], shown: Sequence[str], *, caption: str = ""
+) -> Chart:
+    """Features laid out in a plane, a dot an image; the axes of such maps mean nothing.
+
+    Args:
+        maps: places (N, 2) by the name of the method that found them.
+        groups: which group each image belongs to, N names.
+        shown: the groups in colour, six at most; the others are grey.
+        caption: what the data are.
+    """
+    colours = dict(zip(shown, (*OTHERS, PLAIN, RESIDUAL), strict=False))
+    groups = np.asarray(groups)
+    figure, axes = chart(1, len(maps), height=4.6, caption=caption)
+    for axis, (name, places) in zip(axes[0], maps.items(), strict=True):
+        others = ~np.isin(groups, list(colours))
+        axis.scatter(*places[others].T, s=3, color=FAINT, alpha=0.35, linewidths=0)
+        for (group, colour), marker in zip(colours.items(), "os^Dv*", strict=False):
+            axis.scatter(*places[groups == group].T, s=13, color=colour, marker=marker, label=group, linewidths=0)
+        axis.set(title=name, xticks=[], yticks=[])
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    return figure
+
+
+@styled
+def accuracies_by_group(results: pd.DataFrame, columns: Sequence[str], *, caption: str = "") -> Chart:
+    """Accuracies of several methods, a row a group, the mean over seeds with a bar of one standard deviation.
+
+    Args:
+        results: a row a group and seed: group, seed, and a column of fractions from 0 to 1 for each method.
+        columns: the methods, two to four; rows are sorted by the first method's share of the last one's accuracy.
+        caption: what the data are.
+    """
+    mean, spread = (results.groupby("group")[list(columns)].agg(how) for how in ("mean", "std"))
+    order = (mean[columns[0]] / mean[columns[-1]].clip(lower=1e-9)).sort_values().index
+    figure, ((axis,),) = chart(height=1.2 + 0.26 * len(order), caption=caption)
+    for name, style in line_styles(list(columns)).items():
+        marks = {"fmt": style["marker"], "color": style["color"], "ms": 5, "capsize": 2}
+        axis.errorbar(mean.loc[order, name], range(len(order)), xerr=spread.loc[order, name], label=name, **marks)
+    axis.set_yticks(range(len(order)), order)
+    axis.set(xlabel="correct (%)", ylim=(-0.5, len(order) - 0.5))
+    axis.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    axis.legend(loc="lower right")
+    return figure
+
+
+@styled
+def scores(found: Mapping[str, float], *, caption: str = "") -> Chart:
+    """Accuracies of a few choices as bars, the newest on top and dark, earlier ones faint.
+
+    Args:
+        found: fractions from 0 to 1 by the choice's label, the newest last.
+        caption: what the data are.
+    """
+    figure, ((axis,),) = chart(height=0.9 + 0.34 * max(len(found), 2), caption=caption)
+    newest_first = dict(reversed(found.items()))
+    for place, accuracy in enumerate(newest_first.values()):
+        axis.barh(place, accuracy, height=0.6, color=RESIDUAL, alpha=1 if place == 0 else 0.35)
+        axis.annotate(f"{accuracy:.1%}", (accuracy, place), xytext=(4, 0), textcoords="offset points", va="center")
+    axis.set_yticks(range(len(found)), newest_first)
+    axis.set(xlabel="validation images that are right (%)", ylim=(max(len(found), 2) - 0.5, -0.5))
+    axis.set_xlim(0, 1.15 * max(found.values(), default=1))
+    axis.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     return figure
 
 

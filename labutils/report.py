@@ -34,7 +34,7 @@ def report(name: str, folder: Path, *, profile: str | None = None) -> tuple[pd.D
         SettingError: no run of the sweep is in the store, and none is banked.
     """
     runs = finished_runs(grid(name, profile=profile), name)
-    axes = [axis for axis in settings_that_vary(runs) if axis != "seed"]
+    axes = [axis for axis in settings_that_vary(runs) if axis not in ("seed", "data_seed")]
     summary = summarise(runs, axes)
     folder.mkdir(parents=True, exist_ok=True)
     files = []

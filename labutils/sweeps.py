@@ -268,10 +268,12 @@ def failed_row(experiment: Experiment, error: Exception) -> dict[str, object]:
 
 
 def settings_row(experiment: Experiment) -> dict[str, object]:
-    """An experiment's model and training settings as a table holds them: "none" for None, lists as text."""
+    """An experiment's settings as a table holds them: "none" for None, lists as text; of the data's, what may vary."""
+    data = {"per_class": experiment.data.get("per_class"), "data_seed": experiment.data.get("seed")}
+    settings = experiment.bare_settings()
     return {
         name: "none" if value is None else str(value) if isinstance(value, list) else value
-        for name, value in experiment.bare_settings().items()
+        for name, value in ({"kind": settings["kind"]} | data | settings).items()
     }
 
 

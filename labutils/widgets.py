@@ -20,10 +20,14 @@ from labutils.models import MLP
 from labutils.probes import activation_gradients, mean_field_rate, rate_per_layer
 from labutils.runs import Run, run
 from labutils.training import History, seeded
+from labutils.transfer import Features, knn, linear_probe, linear_svm
 
 INVITATION = "Choose, predict, and press Train."
 REMEMBERED = 5  # earlier choices that stay in the figure
 EXPLORED_IMAGES = 128
+EXPLORED_FEATURES = 20_000  # of which a probe is found within two seconds
+HEADS = {"knn": knn, "svm": linear_svm, "probe": linear_probe}
+METHOD_SETTINGS = {"knn": ("k", "metric"), "svm": ("C",), "probe": ("C",), "fine_tuning": ("stages",)}
 WORDS = {None: "none", True: "yes", False: "no"}
 
 
@@ -259,6 +263,90 @@ class GradientExplorer(Explorer):
         )
         self.milliseconds = 1_000 * (time.perf_counter() - start)
         self.status.value = f"The gradient changes by <b>{measure_rate(profile)}</b>. Theory: {theory}."
+
+
+class TransferExplorer(Explorer):
+    """Choose how features are used for new classes, and see how many validation images that gets right.
+
+    Heads for frozen features are found while you wait, from some of the training features; what training the last
+    stages brings is in the bank.
+
+    Args:
+        train: the backbone's features (N, F) of the training images, and their labels.
+        validation: the same of the validation images.
+        banked: results of fine-tuning, a row a run with its stages.
+        choices: the values each setting offers: method, and those of its settings k, metric, C and stages that are to
+            be chosen.
+        caption: what the data are.
+
+    Attributes:
+        found: validation accuracies, fractions from 0 to 1, by the choice's label.
+        seconds: how long the last answer took.
+    """
+
+    def __init__(
+        self,
+        train: Features,
+        validation: Features,
+        banked: pd.DataFrame,
+        choices: Mapping[str, Sequence],
+        *,
+        caption: str = "",
+    ):
+        unknown = [name for name in choices if name not in {"method"}.union(*METHOD_SETTINGS.values())]
+        if "method" not in choices or unknown:
+            raise SettingError("choices", sorted(choices), "method, and any of k, metric, C and stages")
+        self.train = tuple(part[:EXPLORED_FEATURES] for part in train)
+        self.validation, self.banked, self.caption = validation, banked, caption
+        self.controls = {name: control(name, values, values[0]) for name, values in choices.items()}
+        self.found: dict[str, float] = {}
+        self.seconds = 0.0
+        self.status = ipywidgets.HTML()
+        self.figure = figure_widget()
+        self.reset_button = ipywidgets.Button(description="Reset", icon="refresh")
+        self.reset_button.on_click(lambda _: self.reset())
+        for widget in self.controls.values():
+            widget.observe(lambda _: self.answer(), names="value")
+        super().__init__([*self.controls.values(), self.reset_button, self.status, self.figure])
+        self.answer()
+
+    def settings(self) -> dict[str, object]:
+        """Those of the chosen method's settings that are offered."""
+        wanted = METHOD_SETTINGS[self.controls["method"].value]
+        return {name: value for name, value in self.choice().items() if name in wanted}
+
+    def answer(self) -> None:
+        """Find the chosen head, or look its accuracy up, and redraw."""
+        method, settings = self.controls["method"].value, self.settings()
+        for name, widget in self.controls.items():
+            widget.disabled = name != "method" and name not in settings
+        label = ", ".join([method.replace("_", "-"), *([describe(settings)] if settings else [])])
+        start = time.perf_counter()
+        try:
+            if method == "fine_tuning":
+                runs = plots.matching(self.banked, settings)["validation_top1"]
+                accuracy, basis = runs.mean(), f"± {runs.std():.2%}, from the bank, n = {len(runs)}"
+            else:
+                accuracy = HEADS[method](self.train, self.validation, **settings)["top1"]
+                self.seconds = time.perf_counter() - start
+                basis = f"with {len(self.train[1]):,} training images, in {self.seconds:.1f} s"
+        except Exception as error:
+            self.complain(error)
+            return
+        self.found.pop(label, None)
+        self.found[label] = accuracy
+        self.status.value = f"<b>{html.escape(label)}</b>: {accuracy:.2%} of the validation images, {basis}"
+        self.draw()
+
+    def reset(self) -> None:
+        """Forget the earlier choices."""
+        self.found.clear()
+        self.answer()
+
+    def draw(self) -> None:
+        """Redraw the figure: the newest choice and the ones before."""
+        found = dict(list(self.found.items())[-REMEMBERED:])
+        self.figure.value = plots.scores(found, caption=self.caption).png()
 
 
 def predict_rate(model: MLP) -> tuple[float | None, str]:

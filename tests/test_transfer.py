@@ -372,8 +372,10 @@ def test_a_run_is_named_by_the_weights_it_starts_from(backbone):
 
 def test_a_transfer_from_nothing_is_a_training_from_scratch():
     experiment = lab.Experiment.load("transfer_ladder", profile="smoke", backbone=None, stages=-1, method="fine_tuning")
-    assert "transfer" not in experiment.bare_settings()
-    assert "backbone" not in experiment.bare_settings()
+    assert "transfer" not in experiment.settings()
+    assert "transfer" not in experiment.to_yaml()
+    again = experiment.override(backbone="cnn_backbone", stages=1)
+    assert again.settings()["transfer"]["stages"] == 1
 
 
 @pytest.mark.parametrize(
