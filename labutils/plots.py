@@ -606,7 +606,7 @@ def correlations(curves: Mapping[str, pd.DataFrame], *, caption: str = "") -> Ch
 def feature_maps(
     maps: Mapping[str, np.ndarray], groups: Sequence[str], shown: Sequence[str], *, caption: str = ""
 ) -> Chart:
-    """Features laid out in a plane, a dot an image; the axes of such maps mean nothing.
+    """Features laid out in a plane, a dot an image.
 
     Args:
         maps: places (N, 2) by the name of the method that found them.
@@ -622,7 +622,7 @@ def feature_maps(
         axis.scatter(*places[others].T, s=3, color=FAINT, alpha=0.35, linewidths=0)
         for (group, colour), marker in zip(colours.items(), "os^Dv*", strict=False):
             axis.scatter(*places[groups == group].T, s=13, color=colour, marker=marker, label=group, linewidths=0)
-        axis.set(title=name, xticks=[], yticks=[])
+        axis.set(title=name, xticks=[], yticks=[], xlabel="first dimension", ylabel="second dimension")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     return figure
 

@@ -126,7 +126,7 @@ class TrainingExplorer(Explorer):
         final = epochs[epochs["epoch"] == epochs["epoch"].max()]
         accuracy, minutes = final["validation_accuracy"], epochs.groupby("run")["seconds"].sum().mean() / 60
         self.status.value = (
-            f"<b>{label}</b>: validation accuracy {accuracy.mean():.2%} ± {accuracy.std():.2%} after the last epoch; "
+            f"<b>{label}</b>: validation accuracy {mean_and_spread(accuracy)} after the last epoch; "
             f"a run took {minutes:.1f} minutes"
         )
         self.draw({})
@@ -325,17 +325,19 @@ class TransferExplorer(Explorer):
         try:
             if method == "fine_tuning":
                 runs = plots.matching(self.banked, settings)["validation_top1"]
-                accuracy, basis = runs.mean(), f"± {runs.std():.2%}, from the bank, n = {len(runs)}"
+                accuracy, found = runs.mean(), mean_and_spread(runs)
+                basis = f"from the bank, n = {len(runs)}"
             else:
                 accuracy = HEADS[method](self.train, self.validation, **settings)["top1"]
                 self.seconds = time.perf_counter() - start
+                found = f"{accuracy:.2%}"
                 basis = f"with {len(self.train[1]):,} training images, in {self.seconds:.1f} s"
         except Exception as error:
             self.complain(error)
             return
         self.found.pop(label, None)
         self.found[label] = accuracy
-        self.status.value = f"<b>{html.escape(label)}</b>: {accuracy:.2%} of the validation images, {basis}"
+        self.status.value = f"<b>{html.escape(label)}</b>: {found} of the validation images, {basis}"
         self.draw()
 
     def reset(self) -> None:
@@ -364,6 +366,12 @@ def measure_rate(profile: pd.DataFrame) -> str:
         return str(rate_per_layer(profile))
     except SettingError:
         return "no rate: one layer alone, or a gradient too small for a number"
+
+
+def mean_and_spread(accuracies: pd.Series) -> str:
+    """The mean of accuracies in per cent, and where there are several their standard deviation."""
+    spread = f" ± {accuracies.std():.2%}" if len(accuracies) > 1 else ""
+    return f"{accuracies.mean():.2%}{spread}"
 
 
 def describe(choice: Mapping[str, object]) -> str:

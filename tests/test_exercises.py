@@ -1,9 +1,11 @@
+import copy
 import math
 
 import pandas as pd
 import pytest
 import torch
 
+import labutils as lab
 from labutils import exercises
 from labutils.exercises import check_choice_of_model, check_floor, check_parameters
 
@@ -150,3 +152,64 @@ def test_activation_maps_are_checked_against_the_nets_own():
         fails,
     ):
         assert not exercises.check_activation_maps(wrong)
+
+
+def with_new_head(net, classes, *, in_place=False, learning=True, size=None):
+    other = net if in_place else copy.deepcopy(net)
+    other.requires_grad_(requires_grad=not learning)
+    other.head = torch.nn.Linear(other.head.in_features, size or classes)
+    return other
+
+
+def test_a_new_head_is_checked_by_what_must_stay():
+    assert exercises.check_new_head(with_new_head)
+    for wrong, word in (
+        (lambda net, classes: with_new_head(net, classes, in_place=True), "has changed"),
+        (lambda net, classes: with_new_head(net.requires_grad_(requires_grad=False), classes), "is frozen now"),
+        (lambda net, classes: with_new_head(copy.copy(net), classes, in_place=True), "has changed"),
+        (lambda net, classes: with_new_head(net, classes, learning=False), "only the head"),
+        (lambda net, classes: with_new_head(net, classes, size=10), "for 7 classes"),
+        (lambda net, classes: lab.unfreeze(lab.ResNet((1, 1, 1, 1), width=2, classes=classes), 0), "features are not"),
+        (lambda net, classes: None, "not NoneType"),
+        (fails, "TypeError"),
+    ):
+        verdict = exercises.check_new_head(wrong)
+        assert not verdict
+        assert word in verdict.message
+    assert not exercises.check_new_head(None)
+
+
+def test_the_nearest_mean_is_checked_against_distances():
+    def right(train, labels, others):
+        means = torch.stack([train[labels == number].mean(dim=0) for number in labels.unique()])
+        return torch.cdist(others, means).argmin(dim=1)
+
+    assert exercises.check_nearest_mean(right)
+    for wrong in (
+        None,
+        lambda train, labels, others: labels[torch.cdist(others, train).argmin(dim=1)],  # one neighbour
+        lambda train, labels, others: (
+            others @ torch.stack([train[labels == number].mean(dim=0) for number in range(5)]).T
+        ).argmax(dim=1),  # the longest mean wins
+        lambda train, labels, others: torch.cdist(others, train).argmin(dim=1),  # a row, not a class
+        lambda train, labels, others: right(train, labels, others)[:-1],
+        fails,
+    ):
+        assert not exercises.check_nearest_mean(wrong)
+
+
+def test_labels_saved_are_read_off_the_line():
+    accuracies = {("none", 10): 0.1, ("none", 40): 0.3, ("none", 100): 0.5, ("some", 10): 0.2, ("some", 40): 0.45}
+    results = pd.DataFrame(
+        [
+            {"backbone": backbone, "per_class": count, "test_top1": mean + spread}
+            for (backbone, count), mean in accuracies.items()
+            for spread in (-0.01, 0.01)
+        ]
+    )
+    assert exercises.check_labels_saved(20, results, few=10)  # half the way from 10 to 40, in factors
+    for wrong, word in ((25, "23.2%"), (10, "10.0%"), (1000, "10 to 100"), ("many", "10 to 100")):
+        verdict = exercises.check_labels_saved(wrong, results, few=10)
+        assert not verdict
+        assert word in verdict.message
+    assert not exercises.check_labels_saved(None, results, few=10)

@@ -263,3 +263,66 @@ def test_histories_that_say_plain_or_residual_are_coloured_so():
     colours = {line.get_label(): to_rgb(line.get_color()) for line in figure.axes[1].lines}
     assert colours["width 8, residual no"] == to_rgb(plots.PLAIN)
     assert colours["width 8, residual yes"] == to_rgb(plots.RESIDUAL)
+
+
+def test_a_ladder_can_be_drawn_against_what_learns(results):
+    sized = results.assign(parameters=1000 * results["depth"], test_flips_top1=np.nan, residual=True)
+    sized.loc[sized["depth"] == 1, "parameters"] = 0  # nothing learns
+    figure = plots.ladder(sized, {"one": {"depth": 1}, "four": {"depth": 4}}, against="parameters")
+    check_drawn(figure)
+    right = figure.axes[1]
+    assert right.get_xlabel() == "parameters that learn"
+    assert sorted(line.get_xdata()[0] for line in right.lines if line.get_marker() == "o") == [0, 4000]
+
+
+def test_accuracy_is_drawn_against_any_column(results):
+    figure = plots.accuracy_against(
+        results, {"transfer": {"depth": 1}, "scratch": {"depth": 4}}, metric="test_top1", across="width", xlabel="units"
+    )
+    check_drawn(figure)
+    (axis,) = figure.axes
+    drawn = {line.get_label(): line for line in axis.lines}
+    assert list(drawn["transfer"].get_ydata()) == pytest.approx([0.89, 0.89])
+    assert list(drawn["scratch"].get_xdata()) == [8, 16]
+    assert {to_rgb(line.get_color()) for line in drawn.values()}.isdisjoint(
+        {to_rgb(plots.PLAIN), to_rgb(plots.RESIDUAL)}
+    )
+    assert axis.get_xlabel() == "units"
+
+
+def test_feature_maps_colour_the_groups_that_are_asked_for():
+    places = np.random.default_rng(0).normal(size=(60, 2))
+    groups = ["fish", "trees", "people"] * 20
+    figure = plots.feature_maps({"PCA": places, "t-SNE": -places}, groups, ["trees", "people"], caption="some digits")
+    check_drawn(figure)
+    for axis, sign in zip(figure.axes, (1, -1), strict=True):
+        grey, trees, people = axis.collections
+        assert np.allclose(grey.get_offsets(), sign * places[0::3])
+        assert np.allclose(trees.get_offsets(), sign * places[1::3])
+        assert np.allclose(people.get_offsets(), sign * places[2::3])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["trees", "people"]
+
+
+def test_groups_are_sorted_by_what_the_first_method_keeps():
+    rows = [
+        {"group": group, "seed": seed, "frozen": frozen + seed / 100, "transfer": full}
+        for group, frozen, full in (("fish", 0.2, 0.8), ("trees", 0.3, 0.4), ("people", 0.1, 0.2))
+        for seed in (-1, 0, 1)
+    ]
+    figure = plots.accuracies_by_group(pd.DataFrame(rows), ["frozen", "transfer"])
+    check_drawn(figure)
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["fish", "people", "trees"]
+    drawn = {container.get_label(): container.lines[0].get_xdata() for container in axis.containers}
+    assert list(drawn["frozen"]) == pytest.approx([0.2, 0.1, 0.3])
+    assert list(drawn["transfer"]) == pytest.approx([0.8, 0.2, 0.4])
+
+
+def test_scores_have_the_newest_on_top():
+    figure = plots.scores({"k 1": 0.25, "k 5": 0.5}, caption="some digits")
+    check_drawn(figure)
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["k 5", "k 1"]
+    assert [bar.get_width() for bar in axis.patches] == [0.5, 0.25]
+    assert [text.get_text() for text in axis.texts] == ["50.0%", "25.0%"]

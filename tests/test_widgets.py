@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import labutils as lab
-from labutils.widgets import GradientExplorer, TrainingExplorer
+from labutils.widgets import GradientExplorer, TrainingExplorer, TransferExplorer
 
 
 @pytest.fixture
@@ -226,3 +226,81 @@ def test_a_choice_that_is_not_banked_can_be_trained(banked):
     banked.reset_button.click()
     assert not banked.shown
     assert not banked.runs
+
+
+def test_a_single_banked_run_has_no_spread(banked):
+    banked.banked = banked.banked[banked.banked["seed"] == 0]
+    banked.controls["residual"].value = True
+    assert "validation accuracy 50.00% after" in banked.status.value
+
+
+@pytest.fixture
+def transfers():
+    torch.manual_seed(0)
+    centres = 2 * torch.randn(6, 8)
+
+    def split(count):
+        labels = torch.arange(count) % 6
+        return centres[labels] + torch.randn(count, 8), labels
+
+    banked = pd.DataFrame({"stages": [1, 1, -1, -1], "seed": [0, 1, 0, 1], "validation_top1": [0.5, 0.6, 0.7, 0.8]})
+    choices = {
+        "method": ["knn", "probe", "fine_tuning"],
+        "k": [1, 5, 20],
+        "C": [0.001, 0.1],
+        "stages": [1, -1],
+    }
+    return TransferExplorer(split(600), split(120), banked, choices, caption="blobs")
+
+
+def test_a_head_is_found_as_soon_as_it_is_chosen(transfers):
+    ((label, first),) = transfers.found.items()
+    assert label == "knn, k 1"
+    assert first == lab.knn(transfers.train, transfers.validation, k=1)["top1"]
+    before = picture(transfers)
+    transfers.controls["k"].value = 20
+    assert transfers.found["knn, k 20"] == lab.knn(transfers.train, transfers.validation, k=20)["top1"]
+    assert "600 training images" in transfers.status.value
+    assert not np.array_equal(before, picture(transfers))
+    transfers.controls["method"].value = "probe"
+    assert transfers.found["probe, C 0.001"] == lab.linear_probe(transfers.train, transfers.validation, C=0.001)["top1"]
+
+
+def test_fine_tuning_comes_from_the_bank_and_only_its_setting_can_be_moved(transfers):
+    transfers.controls["method"].value = "fine_tuning"
+    assert transfers.found["fine-tuning, stages 1"] == pytest.approx(0.55)
+    assert "55.00% ± 7.07%" in transfers.status.value
+    assert "n = 2" in transfers.status.value
+    assert {name: widget.disabled for name, widget in transfers.controls.items()} == {
+        "method": False, "k": True, "C": True, "stages": False,
+    }  # fmt: skip
+    transfers.controls["stages"].value = -1
+    assert transfers.found["fine-tuning, stages -1"] == pytest.approx(0.75)
+    transfers.reset_button.click()
+    assert list(transfers.found) == ["fine-tuning, stages -1"]
+
+
+def test_an_answer_that_fails_says_so_in_the_explorer(transfers):
+    transfers.train[0][3, 3] = float("nan")
+    transfers.controls["k"].value = 5
+    assert "SettingError" in transfers.status.value
+    assert "not finite in row 3" in transfers.status.value
+
+
+def test_an_answer_for_a_whole_course_takes_less_than_two_seconds():
+    torch.manual_seed(0)
+    labels = torch.arange(25_000) % 100
+    features = torch.randn(100, 128)[labels] + 2 * torch.randn(25_000, 128)
+    train, validation = (features[:20_000], labels[:20_000]), (features[20_000:], labels[20_000:])
+    choices = {"method": ["knn", "probe"], "k": [10], "C": [0.1]}
+    explorer = TransferExplorer(train, validation, pd.DataFrame(), choices)
+    times = [explorer.seconds]
+    explorer.controls["method"].value = "probe"
+    times.append(explorer.seconds)
+    assert max(times) < 2
+
+
+def test_wrong_choices_of_a_transfer_are_named(transfers):
+    for choices in ({"k": [1]}, {"method": ["knn"], "depth": [1]}):
+        with pytest.raises(lab.SettingError, match=r"choices: .*method, and any of"):
+            TransferExplorer(transfers.train, transfers.validation, transfers.banked, choices)
