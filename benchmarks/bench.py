@@ -8,10 +8,10 @@ rounds' ratios. A machine shared with others drifts by more than the few per cen
 Measured on two cores of an AMD EPYC that is shared with others, torch 2.15, MNIST, batch 128 (n rounds):
 
 - batches take 0.039 of an epoch of fit at depth 1 x 32 (n = 15; 0.049 to 0.056 in other runs; bar 0.05);
-- fit takes 1.21 of the bare loop at depth 1 x 32 (n = 15; bar 1.05, missed), 0.98, 1.08 and 1.11 at 5 x 64 in three runs
-  (n = 15), 0.99 and 1.09 at 40 x 64 (n = 5). The smallest net's step takes half a millisecond, and preparing its batch a tenth of
-  that: gathering 128 random images and making them float32 goes through memory that the step has pushed out of the
-  caches. The loop itself adds nothing that can be measured.
+- fit takes 1.21 of the bare loop at depth 1 x 32 (n = 15; bar 1.05, missed), 0.98, 1.08 and 1.11 at 5 x 64 in three
+  runs (n = 15), 0.99 and 1.09 at 40 x 64 in two (n = 5). The smallest net's step takes half a millisecond, and
+  preparing its batch a tenth of that: gathering 128 random images and making them float32 goes through memory that the
+  step has pushed out of the caches. The loop itself adds nothing that can be measured.
 - a stack of eight nets of depth 40 x 64 takes 0.349 of eight calls of fit, one after the other, on the same two threads
   (n = 5; bar 0.5), and 0.367 with batch norm (n = 4). Against eight calls shared out to two processes of one thread,
   which is what a sweep did before, the whole sweep takes 0.918 (n = 5): there the products of matrices, which run at
