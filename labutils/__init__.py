@@ -18,8 +18,10 @@ from labutils.archives import ArchiveError, DownloadError
 from labutils.backbones import load_backbone
 from labutils.checkpoints import CheckpointError
 from labutils.data import ImageData, Split, StandInWarning, batches, load_data
+from labutils.distillation import Distillation, distillation_loss
 from labutils.errors import SettingError
 from labutils.experiment import Experiment, grid
+from labutils.extraction import extract_features, extract_logits
 from labutils.models import MLP, ResNet, ShallowCNN, describe, parameter_count
 from labutils.probes import (
     activation_gradients,
@@ -37,7 +39,7 @@ from labutils.stacks import fit_stack
 from labutils.sweeps import sweep
 from labutils.tracking import Tracking
 from labutils.training import Diverged, History, Training, evaluate, fit, predict
-from labutils.transfer import Transfer, extract_features, knn, linear_probe, linear_svm, transferred, unfreeze
+from labutils.transfer import Transfer, knn, linear_probe, linear_svm, transferred, unfreeze
 from labutils.workers import ClusterError
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "CheckpointError",
     "ClusterError",
     "DamagedRun",
+    "Distillation",
     "Diverged",
     "DownloadError",
     "Experiment",
@@ -65,9 +68,11 @@ __all__ = [
     "batches",
     "class_activation_maps",
     "describe",
+    "distillation_loss",
     "evaluate",
     "exercises",
     "extract_features",
+    "extract_logits",
     "fit",
     "fit_stack",
     "gradient_correlation",

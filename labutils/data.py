@@ -318,15 +318,21 @@ def channel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return mean.float().to(images.device), std.float().to(images.device)
 
 
-def batches(
+def batches(split: Split, data: ImageData, batch_size: int, **options) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Normalised batches of a split, once through: images and labels; arguments as of `numbered_batches`."""
+    for images, labels, _ in numbered_batches(split, data, batch_size, **options):
+        yield images, labels
+
+
+def numbered_batches(
     split: Split,
     data: ImageData,
     batch_size: int,
     *,
     generator: torch.Generator | None = None,
     augment: str | None = None,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Normalised batches of a split, once through.
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Normalised batches of a split, once through, and which of its images they are.
 
     Args:
         split: the images and labels.
@@ -337,7 +343,7 @@ def batches(
             strong (basic, jitter of colour and shape, and cutout); see labutils.augmentation.
 
     Yields:
-        images (B, C, H, W) float32 and labels (B,) int64.
+        images (B, C, H, W) float32, labels (B,) int64, and indices (B,) int64.
     """
     device = split.images.device
     order = torch.arange(len(split)) if generator is None else torch.randperm(len(split), generator=generator)
@@ -348,4 +354,5 @@ def batches(
         else:
             images = augmented(split.images, indices, augment, generator)
         labels = split.labels.index_select(0, indices)
-        yield from zip(data.normalise(images).split(batch_size), labels.split(batch_size), strict=True)
+        parts = (part.split(batch_size) for part in (data.normalise(images), labels, indices))
+        yield from zip(*parts, strict=True)

@@ -23,6 +23,7 @@ import torch
 
 from labutils.backbones import read_record
 from labutils.data import check_data_settings, load_data
+from labutils.distillation import Distillation
 from labutils.errors import SettingError, UnknownSetting, check_choice
 from labutils.models import MODELS, build_model
 from labutils.tracking import Tracking
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).parent / "configs"
 PROFILES = ("smoke", "laptop", "full")
-SECTIONS = ("data", "model", "training", "transfer", "tracking")
+SECTIONS = ("data", "model", "training", "transfer", "distillation", "tracking")
 FORMAT = 2  # of a run's folder and of what its hash covers
 # Where a setting is looked for that is named without its section, first match first.
-BARE_NAMES = ("training", "model", "data", "transfer", "tracking")
+BARE_NAMES = ("training", "model", "data", "transfer", "distillation", "tracking")
 # What the data set decides, and where a run happens: no settings of an experiment.
 NOT_SETTINGS = {"in_features", "in_channels", "classes", "root", "device"}
 
@@ -52,6 +53,7 @@ class Experiment:
         model: kind, and the arguments of that model, but for those that the data set decides.
         training: how it is trained.
         transfer: from which trained network it starts, and how that is taken over.
+        distillation: from which trained network it learns beside the labels.
         tracking: what is logged beside the history, and where to.
         profile: smoke, laptop or full: which version of the config file it is.
 
@@ -64,6 +66,7 @@ class Experiment:
     model: dict
     training: Training
     transfer: Transfer = field(default_factory=Transfer)
+    distillation: Distillation = field(default_factory=Distillation)
     tracking: Tracking = field(default_factory=Tracking)
     profile: str = "laptop"
 
@@ -73,6 +76,8 @@ class Experiment:
             check_data_settings(**self.data)
         with named_within("model"):
             blueprint(self.model)
+        if self.transfer.backbone and self.distillation.teacher:
+            raise SettingError("distillation.teacher", self.distillation.teacher, "null beside a transfer.backbone")
 
     @classmethod
     def load(cls, name_or_path: str | Path, *, profile: str | None = None, **overrides) -> "Experiment":
@@ -82,7 +87,7 @@ class Experiment:
             name_or_path: a config of the course, such as "mlp_mnist", or the path of a YAML file.
             profile: smoke, laptop or full; without it $LABUTILS_PROFILE, else laptop.
             overrides: settings to change: nested (model={"depth": 3}), dotted (**{"model.depth": 3}) or bare
-                (depth=3; looked for in training, model, data, transfer and tracking, in that order).
+                (depth=3; looked for in training, model, data, transfer, distillation and tracking, in that order).
 
         Raises:
             SettingError: no such file, profile or setting, or a value that is not allowed.
@@ -95,19 +100,21 @@ class Experiment:
         return from_settings(settings, name=self.name, profile=self.profile)
 
     def settings(self) -> dict[str, dict]:
-        """The settings as plain values, by section; without one for a transfer that starts from nothing."""
+        """The settings as plain values, by section; without those of a transfer or a distillation from nothing."""
         transfer = {"transfer": asdict(self.transfer)} if self.transfer.backbone else {}
+        distillation = {"distillation": asdict(self.distillation)} if self.distillation.teacher else {}
         return {
             "data": dict(self.data),
             "model": dict(self.model),
             "training": asdict(self.training),
             **transfer,
+            **distillation,
             "tracking": asdict(self.tracking),
         }
 
     def bare_settings(self) -> dict[str, object]:
-        """The model's, the transfer's and the training's settings by their bare names, such as "depth" and "lr"."""
-        return self.model | asdict(self.transfer) | asdict(self.training)
+        """The settings of all sections but data and tracking by their bare names, such as "depth" and "lr"."""
+        return self.model | asdict(self.transfer) | asdict(self.distillation) | asdict(self.training)
 
     def to_yaml(self) -> str:
         """The experiment as a config file that `load` reads back to the same experiment."""
@@ -130,8 +137,9 @@ class Experiment:
         settings["tracking"] = {"gradients": self.tracking.gradients}
         owners = setting_owners(self.model["kind"])
         settings = {section: without_defaults(values, owners[section]) for section, values in settings.items()}
-        if self.transfer.backbone:
-            settings["transfer"]["backbone"] = read_record(self.transfer.backbone)["sha256"]
+        for section, name in (("transfer", "backbone"), ("distillation", "teacher")):
+            if section in settings:
+                settings[section][name] = read_record(settings[section][name])["sha256"]
         text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -247,6 +255,8 @@ def from_settings(settings: dict[str, dict], *, name: str, profile: str) -> Expe
         training = Training(**parsed["training"])
     with named_within("transfer"):
         transfer = Transfer(**parsed["transfer"])
+    with named_within("distillation"):
+        distillation = Distillation(**parsed["distillation"])
     with named_within("tracking"):
         tracking = Tracking(**parsed["tracking"])
     return Experiment(
@@ -255,6 +265,7 @@ def from_settings(settings: dict[str, dict], *, name: str, profile: str) -> Expe
         model={"kind": kind, **parsed["model"]},
         training=training,
         transfer=transfer,
+        distillation=distillation,
         tracking=tracking,
         profile=profile,
     )
@@ -283,6 +294,7 @@ def setting_owners(kind: str) -> dict[str, Callable]:
         "model": MODELS[kind],
         "training": Training,
         "transfer": Transfer,
+        "distillation": Distillation,
         "tracking": Tracking,
     }
 

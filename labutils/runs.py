@@ -24,6 +24,7 @@ from torch import nn
 
 from labutils.checkpoints import CheckpointError
 from labutils.data import ImageData, batches, data_root, load_data, store_root
+from labutils.distillation import teaching
 from labutils.experiment import Experiment
 from labutils.models import build_model, describe
 from labutils.probes import gradient_norms
@@ -216,12 +217,16 @@ def train(
                 on_epoch(history)
 
         checkpoint = checkpoint_path(path)
-        how = (experiment.training, experiment.transfer) if experiment.transfer.backbone else (experiment.training,)
+        learn = fit
+        if experiment.transfer.backbone:
+            learn = functools.partial(adapt, transfer=experiment.transfer)
+        elif experiment.distillation.teacher:
+            learn = functools.partial(fit, **teaching(experiment.distillation, data, experiment.training))
         fit_it = functools.partial(
-            adapt if experiment.transfer.backbone else fit,
+            learn,
             model,
             data,
-            *how,
+            experiment.training,
             probe=gradient_probe(experiment, data),
             on_epoch=after_epoch,
             checkpoint=checkpoint,

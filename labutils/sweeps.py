@@ -141,7 +141,12 @@ def plan(experiments: Mapping[str, Experiment], workers: int) -> list[dict[str, 
     for name, experiment in experiments.items():
         shape = stack_shape(cached_blueprint(json.dumps(experiment.model)), experiment.training)
         mirrored = experiment.tracking.wandb != "disabled"
-        key = name if shape is None or mirrored else json.dumps([shape, experiment.data, experiment.tracking.gradients])
+        from_others = experiment.transfer.backbone or experiment.distillation.teacher
+        key = (
+            name
+            if shape is None or mirrored or from_others
+            else json.dumps([shape, experiment.data, experiment.tracking.gradients])
+        )
         shapes[key][name] = experiment
     size = min(LARGEST_STACK, math.ceil(len(experiments) / workers))
     tasks = [

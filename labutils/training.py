@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from labutils.augmentation import AUGMENTATIONS
 from labutils.checkpoints import Checkpoint, shapes
-from labutils.data import ImageData, Split, batches
+from labutils.data import ImageData, Split, batches, numbered_batches
 from labutils.errors import SettingError, check_choice, check_number, check_whole
 from labutils.memory import keep_freed_memory
 from labutils.models import whiten_stem
@@ -203,7 +203,8 @@ def fit(
     data: ImageData,
     training: Training,
     *,
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    loss: Callable[..., torch.Tensor] | None = None,
+    teacher: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     probe: "Callable[[nn.Module], pd.DataFrame] | None" = None,
     on_epoch: Callable[[History], None] | None = None,
     checkpoint: str | Path | None = None,
@@ -218,7 +219,9 @@ def fit(
         model: what to train, in place; moved to the data's device.
         data: with a validation split, the weights of the best epoch are loaded at the end.
         training: the settings.
-        loss: of logits (B, classes) and labels (B,); cross-entropy without it.
+        loss: of logits (B, classes) and labels (B,), and of what a teacher says; cross-entropy without it.
+        teacher: what it says of a batch, from the images (B, C, H, W) as the model sees them and their places in the
+            training split (B,); see labutils.distillation.
         probe: measures the model after each epoch; its tables end up in the history.
         on_epoch: called after each epoch with the history so far; may raise KeyboardInterrupt to stop.
         checkpoint: a file that is written after each epoch. Where it is there already, the training goes on after the
@@ -268,12 +271,13 @@ def fit(
                 start = time.perf_counter()
                 model.train()
                 losses, outputs, targets = [], [], []
-                for images, labels in batches(
+                for images, labels, places in numbered_batches(
                     data.train, data, training.batch_size, generator=order, augment=training.augment
                 ):
+                    taught = () if teacher is None else (teacher(images, places),)
                     with precision:
                         logits = model(images)
-                        step_loss = loss(logits, labels)
+                        step_loss = loss(logits, labels, *taught)
                     step_loss.backward()
                     optimizer.step()
                     optimizer.zero_grad()

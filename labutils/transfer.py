@@ -4,9 +4,7 @@ import copy
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.backbones import load_backbone
-from labutils.checkpoints import CheckpointError, digest, load_tensors, save_tensors
-from labutils.data import ImageData, Split, store_root
+from labutils.data import ImageData
 from labutils.errors import SettingError, check_choice, check_number, check_whole
+from labutils.extraction import extract_features, kept_outputs
 from labutils.models import CNN
-from labutils.training import History, Training, accuracies, fit, outputs
+from labutils.training import History, Training, accuracies, fit
 
 METHODS = ("fine_tuning", "knn", "svm", "probe")
 METRICS = ("cosine", "euclidean")
@@ -74,53 +72,6 @@ class Transfer:
             check_number("C", self.C, 0, open_ends="low")
         if self.backbone is None and (self.method != "fine_tuning" or self.stages != -1):
             raise SettingError("backbone", None, f"a trained network, for {self.method} of some of its stages")
-
-
-def extract_features(
-    model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a model's head would see of a split's images; kept in the store of runs, beside the hash of the weights.
-
-    Args:
-        model: has features(images); in eval mode meanwhile, and left in the mode it was in.
-        split: one of the data's splits, or its name.
-        data: the data set, for its normalisation.
-        precision: as in Training.
-
-    Returns:
-        features (N, F) float32 and labels (N,), in the split's order, on the data's device.
-
-    Raises:
-        SettingError: no such split, or images that the model can't see.
-    """
-    features, _ = timed_features(model, data.split(split), data, precision)
-    return features, data.split(split).labels
-
-
-def timed_features(
-    model: nn.Module, split: Split, data: ImageData, precision: str = "auto"
-) -> tuple[torch.Tensor, float]:
-    """A split's features, and in how many seconds they were found, now or when they were kept."""
-    path = features_path(model, split, data, precision)
-    with suppress(CheckpointError):  # not there yet, or damaged
-        tensors, record = load_tensors(path)
-        return tensors["features"].to(data.device), record["seconds"]
-    start = time.perf_counter()
-    features = outputs(model, model.features, split, data, precision=precision)
-    seconds = time.perf_counter() - start
-    try:
-        save_tensors(path, {"features": features}, {"seconds": seconds})
-    except OSError as error:
-        warnings.warn(f"the features can't be kept in {path.parent} ({error})", stacklevel=3)
-    return features, seconds
-
-
-def features_path(model: nn.Module, split: Split, data: ImageData, precision: str) -> Path:
-    """Where features are kept: in a folder for the weights before the head, under a name for the images."""
-    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items() if not name.startswith("head.")}
-    images = {"images": split.images.cpu(), "mean": data.mean.cpu(), "std": data.std.cpu()}
-    folder = store_root() / ".features" / digest(weights, type(model).__name__)[:16]
-    return folder / f"{digest(images, f'{precision} on {data.device.type}')[:16]}.safetensors"
 
 
 def knn(
@@ -368,7 +319,7 @@ def find_head(model: CNN, data: ImageData, transfer: Transfer) -> History:
 
     Its seconds are those of extracting the training features, finding the head, and validation.
     """
-    features, extraction = timed_features(model, data.train, data)
+    features, extraction = kept_outputs(model, "features", data.train, data)
     train, validation = (features, data.train.labels), None
     if data.validation is not None:
         validation = extract_features(model, "validation", data)

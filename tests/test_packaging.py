@@ -61,10 +61,10 @@ def test_heavy_libraries_wait_until_they_are_used():
 def test_no_module_imports_one_above_it():
     layers = [
         ["errors", "superclasses"],
-        ["standins", "archives", "workers", "augmentation", "memory", "checkpoints", "muon"],
-        ["data"],
-        ["models"], ["training", "backbones"], ["transfer"], ["probes", "stacks", "tracking"], ["experiment"],
-        ["runs", "results"], ["sweeps"], ["plots", "exercises"],
+        ["standins", "archives", "workers", "augmentation", "memory", "checkpoints", "muon"], ["data"],
+        ["models"], ["training", "backbones"], ["extraction"], ["transfer", "distillation"],
+        ["probes", "stacks", "tracking"], ["experiment"], ["runs", "results"],
+        ["sweeps"], ["plots", "exercises"],
         ["teaching", "report"], ["widgets", "doctor", "course"], ["cli"],
     ]  # fmt: skip
     rank = {name: level for level, names in enumerate(layers) for name in names}
