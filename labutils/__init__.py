@@ -25,6 +25,8 @@ from labutils.extraction import extract_features, extract_logits
 from labutils.models import MLP, ResNet, ShallowCNN, describe, parameter_count
 from labutils.probes import (
     activation_gradients,
+    calibration,
+    calibration_error,
     class_activation_maps,
     gradient_correlation,
     gradient_norms,
@@ -66,6 +68,8 @@ __all__ = [
     "Transfer",
     "activation_gradients",
     "batches",
+    "calibration",
+    "calibration_error",
     "class_activation_maps",
     "describe",
     "distillation_loss",

@@ -477,26 +477,40 @@ def accuracies(results: pd.DataFrame, rows: Mapping[str, Mapping[str, object]], 
     return figure
 
 
-class LiveProfile:
-    """One gradient profile that is redrawn in place: several times as fast as a new figure, for a slider's sake."""
+class LiveChart:
+    """A figure that is redrawn in place: several times as fast as a new one, for a slider's sake."""
+
+    def settle(self, figure: Chart) -> None:
+        """Draw a figure once, after which things stay where they stand."""
+        figure.set_dpi(DOTS_PER_INCH)
+        self.canvas = FigureCanvasAgg(figure)
+        self.canvas.draw()
+        figure.set_layout_engine("none")
+
+    def picture(self) -> bytes:
+        """The canvas as it is now, as PNG."""
+        file = io.BytesIO()
+        Image.fromarray(np.asarray(self.canvas.buffer_rgba())).save(file, format="png", compress_level=1)
+        return file.getvalue()
+
+
+class LiveProfile(LiveChart):
+    """One gradient profile that is redrawn in place."""
 
     @styled
     def __init__(self) -> None:
-        self.figure, ((self.axis,),) = chart(height=3.8)
+        figure, ((self.axis,),) = chart(height=3.8)
         self.axis.set_yscale("log")
         self.axis.set(xlabel="layer (1 is next to the image)", ylabel="gradient norm by\nthe hidden layer's outputs")
         self.earlier = [self.axis.plot([], [], color=FAINT, lw=1, alpha=0.7)[0] for _ in range(EARLIER_PROFILES)]
         (self.line,) = self.axis.plot([], [], marker=".")
         (self.theory,) = self.axis.plot([], [], color="black", ls=":", lw=1.4, label="theory")
-        # Numbers as plain text, where things stand settled once, and a canvas that is drawn once a picture: each a
+        # Numbers as plain text, things that stay where they stand, and a canvas that is drawn once a picture: each a
         # third of the time that a new figure's file would take.
         self.axis.yaxis.set_major_formatter(LogFormatter())
         self.axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
         self.axis.set_ylim(1e-9, 1e9)
-        self.figure.set_dpi(DOTS_PER_INCH)
-        self.canvas = FigureCanvasAgg(self.figure)
-        self.canvas.draw()
-        self.figure.set_layout_engine("none")
+        self.settle(figure)
 
     @styled
     def png(
@@ -526,9 +540,93 @@ class LiveProfile:
         self.axis.set(xlim=(0.5, deepest + 0.5), ylim=(10 ** (low - margin), 10 ** (high + margin)))
         self.axis.legend(handles=[self.line, self.theory] if rate is not None else [self.line], loc="best")
         self.canvas.draw()
-        picture = io.BytesIO()
-        Image.fromarray(np.asarray(self.canvas.buffer_rgba())).save(picture, format="png", compress_level=1)
-        return picture.getvalue()
+        return self.picture()
+
+
+class LiveAnswers(LiveChart):
+    """Images, and below each what a network says of it, as bars that are redrawn in place.
+
+    Args:
+        images: (N, C, H, W) uint8, up to five.
+        labels: (N,) class numbers.
+        classes: their names.
+        caption: what the data are.
+    """
+
+    @styled
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], *, caption: str = ""):
+        figure, axes = chart(2, len(images), height=4.4, caption=caption, gridspec_kw={"height_ratios": (2, 3)})
+        self.bars = []
+        for (above, below), image, label in zip(
+            axes.T, images.permute(0, 2, 3, 1).numpy(force=True), labels, strict=True
+        ):
+            above.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray_r")
+            above.set_axis_off()
+            above.set_title(classes[label], loc="center")
+            bars = below.barh(range(len(classes)), [0.0] * len(classes), color=RESIDUAL)
+            bars[label].set_color(OTHERS[0])
+            below.set(xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5), xlabel="probability (%)")
+            below.set_yticks(range(len(classes)), classes if below is axes[1, 0] else [""] * len(classes))
+            below.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+            for bar in bars:
+                bar.set_animated(True)  # all that changes
+            self.bars.append(bars)
+        self.settle(figure)
+        self.background = self.canvas.copy_from_bbox(figure.bbox)
+
+    def png(self, probabilities: torch.Tensor) -> bytes:
+        """Redraw the bars for probabilities (N, classes)."""
+        self.canvas.restore_region(self.background)
+        for bars, row in zip(self.bars, probabilities.tolist(), strict=True):
+            for bar, probability in zip(bars, row, strict=True):
+                bar.set_width(probability)
+                bar.axes.draw_artist(bar)
+        return self.picture()
+
+
+@styled
+def gains(results: pd.DataFrame, *, rows: str, columns: str, labels: Mapping[str, str], caption: str = "") -> Chart:
+    """By how much runs beat what they are compared with, as coloured cells: mean ± standard deviation over seeds.
+
+    A cell whose mean is more than two standard errors from 0 is set in bold type.
+
+    Args:
+        results: a row a run: the two settings, and its gain, a difference of fractions.
+        rows, columns: the settings.
+        labels: what the settings are called, by their names.
+        caption: what the data are.
+    """
+    cells = 100 * results.pivot_table(index=rows, columns=columns, values="gain", aggfunc=["mean", "std", "size"])
+    mean, spread, count = cells["mean"], cells["std"], cells["size"] / 100
+    text = (mean.map("{:+.2f}".format) + "\n± " + spread.map("{:.2f}".format)).where(mean.notna(), "")
+    figure, ((axis,),) = chart(height=1.4 + 0.62 * len(mean), caption=caption)
+    reach = mean.abs().max().max()
+    mesh = heatmap(axis, mean, text, colours="PuOr", low=-reach, high=reach)
+    clear = (mean.abs() > 2 * spread / count**0.5).to_numpy().ravel()
+    for cell, stands_out in zip(axis.texts, clear, strict=True):
+        cell.set_weight("bold" if stands_out else "normal")
+    axis.set(xlabel=labels[columns], ylabel=labels[rows])
+    figure.colorbar(mesh, ax=axis, label="gain (points)")
+    return figure
+
+
+@styled
+def reliability(tables: Mapping[str, pd.DataFrame], *, caption: str = "") -> Chart:
+    """How often networks are right when they are so sure (Guo et al. 2017), a panel a network; on the line: calibrated.
+
+    Args:
+        tables: by the network's name, a row a bin of confidence: confidence, accuracy and share of the images.
+        caption: what the data are.
+    """
+    figure, axes = chart(1, len(tables), height=3.6, caption=caption, sharey=True)
+    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color="black", ls=":", lw=1.4)
+        axis.scatter(table["confidence"], table["accuracy"], s=8 + 900 * table["share"], color=RESIDUAL, alpha=0.6)
+        axis.set(title=name, xlabel="confidence (%)", xlim=(0, 1.02), ylim=(0, 1.02))
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter(PercentFormatter(1, symbol=""))
+    axes[0, 0].set_ylabel("correct (%)")
+    return figure
 
 
 @styled

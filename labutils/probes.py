@@ -325,3 +325,30 @@ def class_activation_maps(model: ResNet, images: torch.Tensor) -> torch.Tensor:
     finally:
         model.train(was_training)
     return torch.einsum("kf,nfhw->nkhw", model.head.weight, maps) + model.head.bias.view(-1, 1, 1)
+
+
+def calibration(logits: torch.Tensor, labels: torch.Tensor, *, bins: int = 15) -> "pd.DataFrame":
+    """How often a network is right when it is so sure (Guo et al. 2017, "On calibration of modern neural networks").
+
+    Args:
+        logits: (N, classes).
+        labels: (N,) int64.
+        bins: equal parts of the confidences from 0 to 1; those without images are left out.
+
+    Returns:
+        A row a bin: confidence (the mean probability of the likeliest class), accuracy, and share of the images.
+    """
+    import pandas as pd
+
+    check_whole("bins", bins, 1)
+    confidence, found = logits.double().softmax(dim=1).max(dim=1)
+    table = pd.DataFrame({"confidence": confidence.cpu(), "accuracy": (found == labels).double().cpu()})
+    number = (confidence * bins).long().clamp_max(bins - 1).cpu().numpy()
+    groups = table.groupby(number)
+    return groups.mean().assign(share=groups.size() / len(table)).reset_index(drop=True)
+
+
+def calibration_error(logits: torch.Tensor, labels: torch.Tensor, *, bins: int = 15) -> float:
+    """The expected calibration error, from 0 to 1: how far confidence and accuracy are apart, the mean over images."""
+    table = calibration(logits, labels, bins=bins)
+    return float((table["share"] * (table["confidence"] - table["accuracy"]).abs()).sum())

@@ -14,7 +14,7 @@ import torch
 
 from labutils import plots
 from labutils.data import ImageData, batches
-from labutils.errors import SettingError
+from labutils.errors import SettingError, check_number
 from labutils.experiment import Experiment
 from labutils.models import MLP
 from labutils.probes import activation_gradients, mean_field_rate, rate_per_layer
@@ -263,6 +263,57 @@ class GradientExplorer(Explorer):
         )
         self.milliseconds = 1_000 * (time.perf_counter() - start)
         self.status.value = f"The gradient changes by <b>{measure_rate(profile)}</b>. Theory: {theory}."
+
+
+class TemperatureExplorer(Explorer):
+    """Move the temperature, and see at once how soft a network's answers become.
+
+    Args:
+        images: (N, C, H, W) uint8, up to five.
+        labels: (N,) their classes.
+        logits: (N, classes) what the network says of them.
+        classes: their names.
+        temperatures: what the slider offers, each above 0.
+        caption: what the data are.
+
+    Attributes:
+        milliseconds: how long the last move took, from the choice to the finished picture.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        logits: torch.Tensor,
+        classes: Sequence[str],
+        temperatures: Sequence[float],
+        *,
+        caption: str = "",
+    ):
+        for temperature in temperatures:
+            check_number("temperatures", temperature, 0, open_ends="low")
+        self.logits = logits
+        self.controls = {"temperature": control("temperature", list(temperatures), 1)}
+        self.live = plots.LiveAnswers(images, labels, classes, caption=caption)
+        self.milliseconds = 0.0
+        self.status = ipywidgets.HTML()
+        self.figure = figure_widget()
+        self.controls["temperature"].observe(lambda _: self.draw(), names="value")
+        super().__init__([*self.controls.values(), self.status, self.figure])
+        self.draw()
+
+    def draw(self) -> None:
+        """Soften the answers by the temperature chosen now, and redraw."""
+        start = time.perf_counter()
+        probabilities = (self.logits / self.controls["temperature"].value).softmax(dim=1)
+        self.figure.value = self.live.png(probabilities)
+        self.milliseconds = 1_000 * (time.perf_counter() - start)
+        likeliest = probabilities.amax(dim=1).mean()
+        nats = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=1).mean()
+        self.status.value = (
+            f"The likeliest class has <b>{likeliest:.1%}</b> on average; the answers' entropy is "
+            f"<b>{nats:.2f} nats</b> of {math.log(self.logits.shape[1]):.2f} at most."
+        )
 
 
 class TransferExplorer(Explorer):

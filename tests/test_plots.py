@@ -326,3 +326,41 @@ def test_scores_have_the_newest_on_top():
     assert [label.get_text() for label in axis.get_yticklabels()] == ["k 5", "k 1"]
     assert [bar.get_width() for bar in axis.patches] == [0.5, 0.25]
     assert [text.get_text() for text in axis.texts] == ["50.0%", "25.0%"]
+
+
+def test_live_answers_move_their_bars_alone():
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    live = plots.LiveAnswers(images, torch.tensor([0, 1, 2]), ["cat", "dog", "car"], caption="some pictures")
+    sharp, soft = torch.eye(3), torch.full((3, 3), 1 / 3)
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(live.png(rows))).convert("RGB"), dtype=int) for rows in (sharp, soft, sharp)
+    ]
+    assert np.array_equal(pictures[0], pictures[2])
+    changed = np.abs(pictures[0] - pictures[1]).sum(axis=2) > 0
+    assert changed.any()
+    assert not changed[: changed.shape[0] // 3].any()  # where the images are
+    assert [bar.get_width() for bar in live.bars[0]] == [1, 0, 0]
+
+
+def test_gains_that_differ_from_nothing_are_bold():
+    rows = [
+        {"alpha": alpha, "temperature": temperature, "gain": mean + spread * step}
+        for alpha, temperature, mean, spread in ((0.5, 1, 0.02, 0.001), (0.5, 4, 0.001, 0.02), (0.9, 4, -0.03, 0.001))
+        for step in (-1, 0, 1)
+    ]
+    labels = {"alpha": "weight of the teacher", "temperature": "temperature"}
+    figure = plots.gains(pd.DataFrame(rows), rows="alpha", columns="temperature", labels=labels)
+    check_drawn(figure)
+    axis = figure.axes[0]
+    texts = {text.get_text(): text.get_weight() for text in axis.texts}
+    assert texts == {"+2.00\n± 0.10": "bold", "+0.10\n± 2.00": "normal", "": "normal", "-3.00\n± 0.10": "bold"}
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("temperature", "weight of the teacher")
+
+
+def test_reliability_draws_a_dot_a_bin():
+    table = pd.DataFrame({"confidence": [0.3, 0.9], "accuracy": [0.2, 0.7], "share": [0.25, 0.75]})
+    figure = plots.reliability({"teacher": table, "student": table}, caption="some digits")
+    check_drawn(figure)
+    dots = figure.axes[0].collections[0]
+    assert np.allclose(dots.get_offsets(), [[0.3, 0.2], [0.9, 0.7]])
+    assert dots.get_sizes()[1] > 2 * dots.get_sizes()[0]

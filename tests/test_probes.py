@@ -254,3 +254,27 @@ def test_a_class_activation_maps_mean_is_the_classs_logit(small_net):
     assert torch.allclose(maps.mean((2, 3)), small_net.eval()(images), atol=1e-5)
     place = small_net.feature_maps(images)[1, :, 2, 3]
     assert torch.allclose(maps[1, :, 2, 3], small_net.head(place), atol=1e-5)
+
+
+def test_a_network_that_is_as_often_right_as_it_is_sure_is_calibrated():
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(40_000, 5, generator=random)
+    labels = torch.multinomial(logits.softmax(dim=1), 1, generator=random)[:, 0]
+    assert lab.calibration_error(logits, labels) < 0.01
+    table = lab.calibration(logits, labels, bins=10)
+    assert table["share"].sum() == pytest.approx(1)
+    assert (table["confidence"] - table["accuracy"]).abs().max() < 0.05
+    assert lab.calibration_error(3 * logits, labels) > 0.1  # too sure
+    assert lab.calibration_error(logits / 3, labels) > 0.1  # not sure enough
+
+
+def test_the_calibration_error_of_a_few_answers_by_hand():
+    probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.45, 0.55]])
+    labels = torch.tensor([0, 1, 0, 0])
+    # two bins above one half: {0.9, 0.8} half of them right, {0.6, 0.55} half of them right
+    found = lab.calibration_error(probabilities.log(), labels, bins=4)
+    assert found == pytest.approx((0.5 * abs(0.85 - 0.5)) + 0.5 * abs(0.575 - 0.5))
+    sure = torch.tensor([[100.0, 0.0]])
+    assert lab.calibration_error(sure, torch.tensor([0])) == pytest.approx(0)
+    with pytest.raises(lab.SettingError, match="bins: 0"):
+        lab.calibration(sure, torch.tensor([0]), bins=0)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import labutils as lab
-from labutils.widgets import GradientExplorer, TrainingExplorer, TransferExplorer
+from labutils.widgets import GradientExplorer, TemperatureExplorer, TrainingExplorer, TransferExplorer
 
 
 @pytest.fixture
@@ -304,3 +304,34 @@ def test_wrong_choices_of_a_transfer_are_named(transfers):
     for choices in ({"k": [1]}, {"method": ["knn"], "depth": [1]}):
         with pytest.raises(lab.SettingError, match=r"choices: .*method, and any of"):
             TransferExplorer(transfers.train, transfers.validation, transfers.banked, choices)
+
+
+@pytest.fixture
+def softened():
+    torch.manual_seed(0)
+    images, logits = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8), 5 * torch.randn(4, 10)
+    names = [f"class {number}" for number in range(10)]
+    return TemperatureExplorer(images, logits.argmax(1), logits, names, [0.5, 1, 2, 4, 8], caption="noise")
+
+
+def test_the_temperature_softens_the_answers(softened):
+    drawn, said = picture(softened), softened.status.value
+    assert softened.controls["temperature"].value == 1
+    softened.controls["temperature"].value = 8
+    assert not np.array_equal(drawn, picture(softened))
+    assert softened.status.value != said
+    expected = (softened.logits / 8).softmax(1).amax(1).mean()
+    assert f"{expected:.1%}" in softened.status.value
+
+
+def test_a_move_of_the_temperature_is_drawn_within_150_milliseconds(softened):
+    times = []
+    for temperature in (1, 4, 8, 2) * 3:
+        softened.controls["temperature"].value = temperature
+        times.append(softened.milliseconds)
+    assert min(times) < 150
+
+
+def test_a_temperature_of_nothing_is_named(softened):
+    with pytest.raises(lab.SettingError, match="temperatures: 0"):
+        TemperatureExplorer(torch.zeros(1, 3, 8, 8), torch.zeros(1).long(), softened.logits[:1], list("ab"), [0, 1])
