@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from labutils.distillation import distillation_loss
 from labutils.models import MLP, ResNet, describe, parameter_count
-from labutils.probes import activation_gradients, class_activation_maps, rate_per_layer
+from labutils.probes import activation_gradients, calibration_error, class_activation_maps, rate_per_layer
 from labutils.training import seeded
 
 RATE_TOLERANCE = 0.05  # relative; what a few layers of 512 units scatter by
 GROWTH_TOLERANCE = 0.03
+ENTROPY_TOLERANCE = 0.02  # nats
 CAUGHT_UP = 0.01  # of an accuracy read off a line
 LEARNT = 0.2  # an accuracy that no net at chance has
 
@@ -370,6 +372,79 @@ def check_labels_saved(answer: float | None, results: pd.DataFrame, *, few: int)
             f"with {answer:g} images a class a start from scratch reaches {reached:.1%}, the transfer {target:.1%}",
         )
     return Verdict(True, f"with about {answer:g} images a class, instead of {few}, scratch reaches {target:.1%}, too")
+
+
+def check_distillation_loss(answer: Callable[..., torch.Tensor] | None) -> Verdict:
+    """Notebook 05, exercise 1: the loss of distillation.
+
+    Args:
+        answer: of the student's logits (B, classes), the teacher's, labels (B,), temperature and alpha.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    with seeded(0, torch.device("cpu")):
+        student, teacher, labels = 2 * torch.randn(8, 5), 3 * torch.randn(8, 5), torch.randint(5, (8,))
+    for temperature, alpha in ((1.0, 0.0), (1.0, 1.0), (4.0, 1.0), (3.0, 0.7)):
+        given, trouble = call(answer, student, teacher, labels, temperature, alpha)
+        if trouble is not None:
+            return trouble
+        expected = distillation_loss(student, teacher, labels, temperature=temperature, alpha=alpha).item()
+        if not is_near(given, expected, 1e-3):
+            return Verdict(
+                False, f"temperature {temperature:g}, alpha {alpha:g}: {expected:.4f} is right, yours: {given}"
+            )
+    return Verdict(True, "labels alone, the teacher alone, hot and cold: each as it should be")
+
+
+def check_temperature(answer: Callable[[torch.Tensor, float], float] | None) -> Verdict:
+    """Notebook 05, exercise 2: the temperature at which soft answers have a given mean entropy.
+
+    Args:
+        answer: of logits (N, classes) and an entropy in nats.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    with seeded(0, torch.device("cpu")):
+        logits = 6 * torch.randn(200, 10)
+    for wanted in (0.5, 1.0, 2.0):
+        given, trouble = call(answer, logits, wanted)
+        if trouble is not None:
+            return trouble
+        if not isinstance(given, int | float | torch.Tensor) or not float(given) > 0:
+            return Verdict(False, f"for {wanted} nats a temperature above 0 was expected, not {given}")
+        found = mean_entropy(logits, float(given))
+        if abs(found - wanted) > ENTROPY_TOLERANCE:
+            return Verdict(
+                False, f"at the temperature {float(given):.3g} the entropy is {found:.2f} nats, not {wanted}"
+            )
+    return Verdict(True, "at your temperatures the answers are as soft as was asked for")
+
+
+def mean_entropy(logits: torch.Tensor, temperature: float) -> float:
+    """The mean entropy of answers softened by a temperature, in nats."""
+    return torch.distributions.Categorical(logits=logits.double() / temperature).entropy().mean().item()
+
+
+def check_calibration_error(answer: Callable[[torch.Tensor, torch.Tensor, int], float] | None) -> Verdict:
+    """Notebook 05, exercise 3: the expected calibration error.
+
+    Args:
+        answer: of logits (N, classes), labels (N,) and the number of bins.
+    """
+    if answer is None:
+        return NOT_ANSWERED
+    with seeded(0, torch.device("cpu")):
+        logits = 2 * torch.randn(500, 4)
+        # right as often when it is unsure as when it is sure: the bins err to either side
+        labels = torch.where(torch.rand(500) < 0.6, logits.argmax(1), torch.randint(4, (500,)))
+    for bins in (1, 5, 15):
+        given, trouble = call(answer, logits, labels, bins)
+        if trouble is not None:
+            return trouble
+        expected = calibration_error(logits, labels, bins=bins)
+        if not is_near(given, expected, 1e-3):
+            return Verdict(False, f"with {bins} bins the error is {expected:.4f}, yours: {given}")
+    return Verdict(True, "bins without images count for nothing, and the others by their share")
 
 
 def is_near(given: object, expected: float, tolerance: float) -> bool:

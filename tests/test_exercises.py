@@ -213,3 +213,64 @@ def test_labels_saved_are_read_off_the_line():
         assert not verdict
         assert word in verdict.message
     assert not exercises.check_labels_saved(None, results, few=10)
+
+
+def right_distillation(student, teacher, labels, temperature, alpha, *, factor=True, swapped=False):
+    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
+    if swapped:
+        p, q = q, p
+    divergence = (p * (p.log() - q.log())).sum(1).mean()
+    hard = torch.nn.functional.cross_entropy(student, labels)
+    return (1 - alpha) * hard + alpha * divergence * (temperature**2 if factor else 1)
+
+
+def test_the_distillation_loss_is_checked_term_by_term():
+    assert exercises.check_distillation_loss(right_distillation)
+    for wrong, word in (
+        (lambda *given: right_distillation(*given, factor=False), "temperature 4"),
+        (lambda *given: right_distillation(*given, swapped=True), "temperature 1, alpha 1"),
+        (lambda s, t, y, by, a: right_distillation(s, t, y, by, 1 - a), "alpha 0"),
+        (lambda *given: None, "yours: None"),
+        (fails, "TypeError"),
+    ):
+        verdict = exercises.check_distillation_loss(wrong)
+        assert not verdict
+        assert word in verdict.message
+    assert not exercises.check_distillation_loss(None)
+
+
+def test_a_temperature_is_checked_by_the_entropy_it_gives():
+    def right(logits, wanted):
+        low, high = 1e-3, 1e3
+        for _ in range(60):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if exercises.mean_entropy(logits, middle) < wanted else (low, middle)
+        return low
+
+    assert exercises.check_temperature(right)
+    for wrong in (None, lambda logits, wanted: 1.0, lambda logits, wanted: 1 / right(logits, wanted),
+                  lambda logits, wanted: -1, lambda logits, wanted: "hot", fails):  # fmt: skip
+        assert not exercises.check_temperature(wrong)
+
+
+def test_the_calibration_error_is_checked_bin_by_bin():
+    def right(logits, labels, bins, *, weighted=True):
+        confidence, found = logits.softmax(1).max(1)
+        right = (found == labels).float()
+        gaps = []
+        for number in range(bins):
+            inside = (confidence * bins).long().clamp_max(bins - 1) == number
+            if inside.any():
+                share = inside.float().mean() if weighted else 1 / bins
+                gaps.append(share * (confidence[inside].mean() - right[inside].mean()).abs())
+        return sum(gaps).item()
+
+    assert exercises.check_calibration_error(right)
+    for wrong in (
+        None,
+        lambda logits, labels, bins: right(logits, labels, bins, weighted=False),
+        lambda logits, labels, bins: right(logits, labels, 15),
+        lambda logits, labels, bins: (logits.argmax(1) != labels).float().mean().item(),
+        fails,
+    ):
+        assert not exercises.check_calibration_error(wrong)
