@@ -78,6 +78,8 @@ class Experiment:
             blueprint(self.model)
         if self.transfer.backbone and self.distillation.teacher:
             raise SettingError("distillation.teacher", self.distillation.teacher, "null beside a transfer.backbone")
+        if self.transfer.method != "fine_tuning" and self.tracking.gradients:
+            raise SettingError("tracking.gradients", True, f"false for {self.transfer.method}, which takes no steps")
 
     @classmethod
     def load(cls, name_or_path: str | Path, *, profile: str | None = None, **overrides) -> "Experiment":

@@ -412,6 +412,11 @@ def test_wrong_settings_of_a_transfer_are_named(settings, words):
         transfer.Transfer(**{"backbone": "cnn_backbone", **settings})
 
 
+def test_gradients_of_what_takes_no_steps_are_refused(backbone):
+    with pytest.raises(lab.SettingError, match=r"tracking\.gradients: True .* false for probe"):
+        transfer_of(method="probe", gradients=True)
+
+
 def test_all_stages_belong_to_cnns():
     for net in (lab.ResNet([1, 1, 1, 1], width=2), lab.ShallowCNN([2, 2, 2])):
         assert isinstance(net, CNN)
