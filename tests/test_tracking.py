@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -71,7 +72,7 @@ def test_online_without_an_account_asks_nothing_and_stays_offline(store, experim
 def test_a_wandb_that_hangs_is_left_behind(store, experiment, monkeypatch):
     import wandb
 
-    monkeypatch.setattr(wandb, "init", lambda **options: time.sleep(60))
+    monkeypatch.setattr(wandb, "init", lambda **options: threading.Event().wait())  # for good
     monkeypatch.setattr(tracking, "FINISH_TIMEOUT_S", 0.3)
     start = time.perf_counter()
     with pytest.warns(tracking.TrackingWarning, match="left behind"):
