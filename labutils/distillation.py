@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.backbones import load_backbone
 from labutils.data import ImageData
-from labutils.errors import SettingError, check_choice, check_number
+from labutils.errors import SettingError, check_choice, check_finite, check_number
 from labutils.extraction import extract_logits
 from labutils.training import Training, autocast, prepare
 
@@ -76,7 +76,7 @@ def distillation_loss(
         raise SettingError(
             "teacher_logits", tuple(teacher_logits.shape), f"{tuple(student_logits.shape)}, as the student's"
         )
-    check_finite(teacher_logits)
+    check_finite("teacher_logits", teacher_logits)
     student, teacher = student_logits.float(), teacher_logits.float()
     soft = F.kl_div(
         F.log_softmax(student / temperature, dim=1),
@@ -112,7 +112,7 @@ def teaching(distillation: Distillation, data: ImageData, training: Training) ->
 def cached_teacher(network: nn.Module, data: ImageData, *, precision: str = "auto") -> Teacher:
     """A teacher whose answers for the training images, as they are, are looked up."""
     logits, _ = extract_logits(network, "train", data, precision=precision)
-    check_finite(logits)
+    check_finite("teacher_logits", logits)
     return lambda images, places: logits[places]
 
 
@@ -135,8 +135,6 @@ def check_distillation(temperature: float, alpha: float) -> None:
     check_number("alpha", alpha, 0, 1)
 
 
-def check_finite(teacher_logits: torch.Tensor) -> None:
-    """Raise SettingError where a teacher's logits are not finite."""
-    if not torch.isfinite(teacher_logits).all():
-        row = (~torch.isfinite(teacher_logits)).any(dim=1).nonzero()[0].item()
-        raise SettingError("teacher_logits", f"not finite in row {row}", "finite numbers")
+def mean_entropy(logits: torch.Tensor, temperature: float) -> float:
+    """The mean entropy of answers (N, classes) softened by a temperature, in nats."""
+    return torch.distributions.Categorical(logits=logits.double() / temperature).entropy().mean().item()

@@ -3,6 +3,10 @@
 import difflib
 import math
 from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class SettingError(ValueError):
@@ -61,6 +65,13 @@ def check_number(setting: str, value: object, low: float, high: float = math.inf
     )
     if not inside:
         raise SettingError(setting, value, f"a number {above}{below}")
+
+
+def check_finite(setting: str, rows: "torch.Tensor") -> None:
+    """Accept rows (N, F) of finite numbers."""
+    if not rows.isfinite().all():
+        row = (~rows.isfinite()).any(dim=1).nonzero()[0].item()
+        raise SettingError(setting, f"not finite in row {row}", "finite numbers")
 
 
 def check_choice(setting: str, value: object, allowed: Collection[object]) -> None:

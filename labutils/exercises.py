@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from labutils.distillation import distillation_loss
+from labutils.distillation import distillation_loss, mean_entropy
 from labutils.models import MLP, ResNet, describe, parameter_count
 from labutils.probes import activation_gradients, calibration_error, class_activation_maps, rate_per_layer
 from labutils.training import seeded
@@ -418,11 +418,6 @@ def check_temperature(answer: Callable[[torch.Tensor, float], float] | None) -> 
                 False, f"at the temperature {float(given):.3g} the entropy is {found:.2f} nats, not {wanted}"
             )
     return Verdict(True, "at your temperatures the answers are as soft as was asked for")
-
-
-def mean_entropy(logits: torch.Tensor, temperature: float) -> float:
-    """The mean entropy of answers softened by a temperature, in nats."""
-    return torch.distributions.Categorical(logits=logits.double() / temperature).entropy().mean().item()
 
 
 def check_calibration_error(answer: Callable[[torch.Tensor, torch.Tensor, int], float] | None) -> Verdict:

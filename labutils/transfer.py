@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.backbones import load_backbone
 from labutils.data import ImageData
-from labutils.errors import SettingError, check_choice, check_number, check_whole
+from labutils.errors import SettingError, check_choice, check_finite, check_number, check_whole
 from labutils.extraction import extract_features, kept_outputs
 from labutils.models import CNN
 from labutils.training import History, Training, accuracies, fit
@@ -381,6 +381,4 @@ def check_features(features: torch.Tensor, labels: torch.Tensor) -> None:
     """Raise SettingError unless features (N, F) are finite and have as many labels."""
     if features.ndim != 2 or len(features) != len(labels):
         raise SettingError("features", tuple(features.shape), f"({len(labels)}, F), a row for each label")
-    if not torch.isfinite(features).all():
-        row = (~torch.isfinite(features)).any(dim=1).nonzero()[0].item()
-        raise SettingError("features", f"not finite in row {row}", "finite numbers")
+    check_finite("features", features)

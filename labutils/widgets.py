@@ -14,6 +14,7 @@ import torch
 
 from labutils import plots
 from labutils.data import ImageData, batches
+from labutils.distillation import mean_entropy
 from labutils.errors import SettingError, check_number
 from labutils.experiment import Experiment
 from labutils.models import MLP
@@ -309,7 +310,7 @@ class TemperatureExplorer(Explorer):
         self.figure.value = self.live.png(probabilities)
         self.milliseconds = 1_000 * (time.perf_counter() - start)
         likeliest = probabilities.amax(dim=1).mean()
-        nats = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=1).mean()
+        nats = mean_entropy(self.logits, self.controls["temperature"].value)
         self.status.value = (
             f"The likeliest class has <b>{likeliest:.1%}</b> on average; the answers' entropy is "
             f"<b>{nats:.2f} nats</b> of {math.log(self.logits.shape[1]):.2f} at most."

@@ -142,15 +142,14 @@ def connect(address: str) -> Callable[[], None]:
     failure: list[BaseException] = []
 
     def join() -> None:
-        for _ in range(JOIN_ATTEMPTS):
+        for attempts_left in reversed(range(JOIN_ATTEMPTS)):
             try:
                 ray.init(address, log_to_driver=False, logging_level="error")
-                failure.clear()
                 return
-            except ConnectionAbortedError as error:
-                failure[:] = [error]
             except BaseException as error:  # handed on to the thread that waits
-                failure[:] = [error]
+                if isinstance(error, ConnectionAbortedError) and attempts_left:
+                    continue
+                failure.append(error)
                 return
 
     timeout = JOIN_TIMEOUT_S["auto" if address == "auto" else "ray://"]
@@ -162,7 +161,7 @@ def connect(address: str) -> Callable[[], None]:
         joining.start()
         joining.join(timeout)
         reason = f"not joined within {timeout} s" if joining.is_alive() else ""
-        if failure and not reason:
+        if failure:
             reason = " ".join(str(failure[0]).split())[:200]
     if reason:
         raise ClusterError(

@@ -7,6 +7,7 @@ import torch
 
 import labutils as lab
 from labutils import exercises
+from labutils.distillation import mean_entropy
 from labutils.exercises import check_choice_of_model, check_floor, check_parameters
 
 RESULTS = pd.DataFrame(
@@ -244,7 +245,7 @@ def test_a_temperature_is_checked_by_the_entropy_it_gives():
         low, high = 1e-3, 1e3
         for _ in range(60):
             middle = math.sqrt(low * high)
-            low, high = (middle, high) if exercises.mean_entropy(logits, middle) < wanted else (low, middle)
+            low, high = (middle, high) if mean_entropy(logits, middle) < wanted else (low, middle)
         return low
 
     assert exercises.check_temperature(right)
