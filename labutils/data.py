@@ -17,6 +17,7 @@ import torch
 from labutils import archives, standins
 from labutils.augmentation import augmented
 from labutils.errors import SettingError, check_choice, check_number, check_whole
+from labutils.stopping import heed_stop
 
 NAMES = tuple(archives.CLASSES)
 SOURCES = ("auto", "builtin", "download", "archive")
@@ -344,6 +345,9 @@ def numbered_batches(
 
     Yields:
         images (B, C, H, W) float32, labels (B,) int64, and indices (B,) int64.
+
+    Raises:
+        KeyboardInterrupt: the work they are for is stoppable, and was asked to stop (see labutils.stopping).
     """
     device = split.images.device
     order = torch.arange(len(split)) if generator is None else torch.randperm(len(split), generator=generator)
@@ -355,4 +359,6 @@ def numbered_batches(
             images = augmented(split.images, indices, augment, generator)
         labels = split.labels.index_select(0, indices)
         parts = (part.split(batch_size) for part in (data.normalise(images), labels, indices))
-        yield from zip(*parts, strict=True)
+        for batch in zip(*parts, strict=True):
+            heed_stop()
+            yield batch

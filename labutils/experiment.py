@@ -125,6 +125,23 @@ class Experiment:
         about = f"{self.name}, as run at the {self.profile} profile"
         return yaml.safe_dump({"about": about, **self.settings()}, sort_keys=False)
 
+    def to_code(self) -> str:
+        """The expression that loads it: its config by name, and what differs from it.
+
+        Of a config that is not the course's, and so may lie anywhere, the expression gives every setting.
+        """
+        own = self.name not in config_names()
+        config = {} if own else every_setting(Experiment.load(self.name, profile=self.profile))
+        changed = {
+            name: value for name, value in every_setting(self).items() if name not in config or value != config[name]
+        }
+        known = known_settings(self.model["kind"])
+        bare = {name for name in changed if full_name(name.partition(".")[2], known) == name}
+        arguments = [repr(f"{self.name}.yaml" if own else self.name), f"profile={self.profile!r}"]
+        arguments += [f"{name.partition('.')[2]}={value!r}" for name, value in changed.items() if name in bare]
+        dotted = {name: value for name, value in changed.items() if name not in bare}
+        return f"lab.Experiment.load({', '.join(arguments + [f'**{dotted!r}'] * bool(dotted))})"
+
     def hash(self, data_title: str) -> str:
         """What names a run: 16 hexadecimal digits of all settings that decide its result.
 
@@ -299,6 +316,16 @@ def setting_owners(kind: str) -> dict[str, Callable]:
         "distillation": Distillation,
         "tracking": Tracking,
     }
+
+
+def every_setting(experiment: Experiment) -> dict[str, object]:
+    """All settings by their full names, those of a transfer or a distillation from nothing among them."""
+    return flatten({section: getattr(experiment, section) for section in ("data", "model")}) | flatten(
+        {
+            section: asdict(getattr(experiment, section))
+            for section in ("training", "transfer", "distillation", "tracking")
+        }
+    )
 
 
 def without_defaults(settings: Mapping[str, object], owner: Callable) -> dict[str, object]:

@@ -122,11 +122,14 @@ def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: st
         style = {"color": newest_first[age] if age < len(newest_first) else FAINT}
         if "residual yes" in name or "residual no" in name:
             style = {"color": RESIDUAL if "residual yes" in name else PLAIN, "alpha": max(0.25, 0.7**age)}
-        style["marker"] = "o" if len(frame) == 1 else None
         for axes, measured in ((left, "loss"), (right, "accuracy")):
-            solid, dashed = frame[f"validation_{measured}"], frame[f"train_{measured}"]
-            axes.plot(frame["epoch"], solid, label=name or "validation", **style)
-            axes.plot(frame["epoch"], dashed, "--", label="" if name else "training", **style)
+            for part, stroke, label in (
+                ("validation", "-", name or "validation"),
+                ("train", "--", "" if name else "training"),
+            ):
+                values = frame[f"{part}_{measured}"]
+                marker = "o" if values.count() == 1 else None  # which no line shows
+                axes.plot(frame["epoch"], values, stroke, label=label, marker=marker, **style)
     left.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
     right.set(title="Accuracy", xlabel="epoch", ylabel="correct (%)")
     right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))

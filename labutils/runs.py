@@ -8,6 +8,7 @@ when whole. Nothing in it is ever unpickled.
 import datetime
 import functools
 import json
+import math
 import platform
 import shutil
 import tempfile
@@ -59,6 +60,7 @@ class Run:
             best epoch's weights; of augmented trainings also validation_flips_top1 and test_flips_top1, averaged over
             each image and its mirror image; best_epoch; epochs_run; parameters, multiply_adds, layers; seconds) and
             where they come from (experiment, profile, data, source, device, processor, threads, torch, version, date).
+            Of an interrupted run the validation figures are those of its history, and the test figures NaN.
         path: its folder; None for an interrupted run, which is not kept.
     """
 
@@ -99,6 +101,7 @@ def run(
     force: bool = False,
     progress: bool = True,
     on_epoch: Callable[[History], None] | None = None,
+    on_step: Callable[[float, torch.Tensor], None] | None = None,
 ) -> Run:
     """Run an experiment, or load it where it has been run before.
 
@@ -109,7 +112,7 @@ def run(
         experiment: what to run.
         force: train anew even if the run is there.
         progress: whether to show a progress bar.
-        on_epoch: called after each epoch of training with the history so far.
+        on_epoch, on_step: as of `fit`.
 
     Returns:
         The run. After an interrupt of the kernel it holds the epochs so far; the rest are trained when it is asked for
@@ -127,10 +130,15 @@ def run(
             return kept
         if force:
             remove_checkpoints(path)
-        finished = train(experiment, data, path, progress=progress, on_epoch=on_epoch)
+        finished = train(experiment, data, path, progress=progress, on_epoch=on_epoch, on_step=on_step)
         if not finished.history.interrupted:
             write_run(finished)
     return finished
+
+
+def kept_run(experiment: Experiment) -> Run | None:
+    """The run of an experiment if the store has it; nothing is trained."""
+    return find_run(run_path(experiment, load_experiment_data(experiment)))
 
 
 def run_path(experiment: Experiment, data: ImageData) -> Path:
@@ -195,6 +203,7 @@ def train(
     *,
     progress: bool,
     on_epoch: Callable[[History], None] | None,
+    on_step: Callable[[float, torch.Tensor], None] | None,
 ) -> Run:
     """Build an experiment's model, train it, measure it once on the test split."""
     model = untrained(experiment, data)
@@ -229,6 +238,7 @@ def train(
             experiment.training,
             probe=gradient_probe(experiment, data),
             on_epoch=after_epoch,
+            on_step=on_step,
             checkpoint=checkpoint,
             progress=progress,
         )
@@ -284,7 +294,7 @@ def gradients_of(history: History, number: int) -> dict[str, float]:
 
 
 def measure(model: nn.Module, data: ImageData, experiment: Experiment, history: History) -> dict[str, object]:
-    """A run's final figures and where they come from; the one use of the test split."""
+    """A run's figures and where they come from."""
     metrics = {
         "best_epoch": history.best_epoch,
         "epochs_run": len(history.rows),
@@ -293,15 +303,33 @@ def measure(model: nn.Module, data: ImageData, experiment: Experiment, history: 
         "trained_together": 1,
         **describe(model, data.image_shape),
     }
+    figures = figures_so_far(history) if history.interrupted else final_figures(model, data, experiment)
+    origin = {"experiment": experiment.name, "profile": experiment.profile, "data": data.title, "source": data.source}
+    return metrics | figures | origin | provenance(data.device)
+
+
+def final_figures(model: nn.Module, data: ImageData, experiment: Experiment) -> dict[str, float]:
+    """How well a trained model does on the validation and the test split; the one use of the test split."""
+    figures = {}
     for part in ("validation", "test"):
         if getattr(data, part) is not None:
             measured = evaluate(model, part, data, precision=experiment.training.precision)
-            metrics |= {f"{part}_{figure}": value for figure, value in measured.items()}
+            figures |= {f"{part}_{figure}": value for figure, value in measured.items()}
             if experiment.training.augment is not None:  # it has learnt that a mirror image shows the same
                 flipped = evaluate(model, part, data, precision=experiment.training.precision, flips=True)
-                metrics[f"{part}_flips_top1"] = flipped["top1"]
-    origin = {"experiment": experiment.name, "profile": experiment.profile, "data": data.title, "source": data.source}
-    return metrics | origin | provenance(data.device)
+                figures[f"{part}_flips_top1"] = flipped["top1"]
+    return figures
+
+
+def figures_so_far(history: History) -> dict[str, float]:
+    """The best epoch's validation figures of a run that was interrupted, which has no business with the test split."""
+    best = history.best if history.rows else {"validation_loss": math.nan, "validation_accuracy": math.nan}
+    return {
+        "validation_loss": best["validation_loss"],
+        "validation_top1": best["validation_accuracy"],
+        "test_loss": math.nan,
+        "test_top1": math.nan,
+    }
 
 
 @functools.lru_cache(maxsize=2)

@@ -207,6 +207,7 @@ def fit(
     teacher: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     probe: "Callable[[nn.Module], pd.DataFrame] | None" = None,
     on_epoch: Callable[[History], None] | None = None,
+    on_step: Callable[[float, torch.Tensor], None] | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> History:
@@ -224,6 +225,7 @@ def fit(
             training split (B,); see labutils.distillation.
         probe: measures the model after each epoch; its tables end up in the history.
         on_epoch: called after each epoch with the history so far; may raise KeyboardInterrupt to stop.
+        on_step: called after each step with the epochs so far, such as 1.25, and the step's loss; may raise likewise.
         checkpoint: a file that is written after each epoch. Where it is there already, the training goes on after the
             epoch it was written in, and ends as if it had never been stopped.
         progress: whether to show a progress bar.
@@ -291,6 +293,8 @@ def fit(
                     outputs.append(logits.detach())
                     targets.append(labels)
                     bar.update()
+                    if on_step is not None:
+                        on_step(epoch - 1 + len(losses) / steps, losses[-1])
                     if len(losses) % LOSS_CHECK_STEPS == 0 or len(losses) == steps:
                         check_losses(losses, epoch, history)
 

@@ -275,6 +275,7 @@ def fine_tune(
     transfer: Transfer,
     *,
     on_epoch: Callable[[History], None] | None = None,
+    on_step: Callable[[float, torch.Tensor], None] | None = None,
     checkpoint: Path | None = None,
     **options,
 ) -> History:
@@ -284,7 +285,7 @@ def fine_tune(
 
     Args:
         model: changed in place; the best epoch's weights of all are left in it.
-        data, training, on_epoch, checkpoint, options: as of `fit`; the epochs are shared out over the phases.
+        data, training, on_epoch, on_step, checkpoint, options: as of `fit`; the epochs are shared out over the phases.
         transfer: what is to learn.
 
     Raises:
@@ -303,6 +304,7 @@ def fine_tune(
             data,
             replace(training, epochs=ends[number + 1] - ends[number], seed=training.seed * len(phases) + number),
             on_epoch=on_epoch and (lambda latest, earlier=earlier: on_epoch(earlier.followed_by(latest))),
+            on_step=on_step and (lambda epochs, loss, earlier=earlier: on_step(len(earlier.rows) + epochs, loss)),
             checkpoint=checkpoint and checkpoint.with_suffix(f".{number}{checkpoint.suffix}"),
             **options,
         )

@@ -199,3 +199,20 @@ def test_an_empty_grid_is_refused(axes):
 def test_a_sweep_key_that_no_experiment_has_is_named():
     with pytest.raises(lab.SettingError, match=r"dephts: .*did you mean model.depth"):
         lab.grid("mlp_mnist", axes=[{"depth": [1]}, {"dephts": [1]}])
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_an_experiment_is_what_its_code_loads(name):
+    for profile in PROFILES:
+        changed = lab.Experiment.load(name, profile=profile).override(
+            seed=5, backbone=None, teacher=None, **{"data.seed": 3}
+        )
+        assert eval(changed.to_code()) == changed
+
+
+def test_the_code_of_an_own_config_names_its_file_and_every_setting(tmp_path, monkeypatch):
+    experiment = lab.Experiment.load("mlp_mnist", profile="smoke", depth=7)
+    (tmp_path / "mine.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    mine = lab.Experiment.load("mine.yaml", profile="smoke", width=9)
+    assert eval(mine.to_code()) == mine

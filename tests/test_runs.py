@@ -1,4 +1,5 @@
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -84,6 +85,8 @@ def test_an_interrupted_run_is_given_but_not_kept(store, experiment):
     assert finished.history.interrupted
     assert finished.path is None
     assert len(finished.history.frame) == 1
+    assert finished.metrics["validation_top1"] == finished.history.best["validation_accuracy"]
+    assert math.isnan(finished.metrics["test_top1"])  # of what is not finished the test split is not asked
     assert {path.name for path in store.iterdir()} == {".locks", ".checkpoints"}
     again = lab.run(experiment, progress=False)
     assert again.path.is_dir()

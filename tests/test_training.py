@@ -1,5 +1,6 @@
 import copy
 import math
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 import labutils as lab
 from labutils import training as training_module
 from labutils.data import batches
+from labutils.stopping import stoppable
 from labutils.training import autocast, has_native_bf16
 
 CPU = torch.device("cpu")
@@ -322,3 +324,39 @@ def test_onecycle_leaves_momentum_as_it_was_set(digits, optimizer):
         group = made.param_groups[0]
         assert group.get("betas", (0.6,))[0] == (0.9 if optimizer == "adam" else 0.6)
         assert group.get("momentum", 0.6) == 0.6
+
+
+def test_each_step_is_told_with_the_epochs_so_far(digits):
+    told = []
+    _, history = trained(digits, lab.Training(epochs=2), on_step=lambda *given: told.append(given))
+    epochs, losses = zip(*told, strict=True)
+    steps = len(told) // 2
+    assert epochs == pytest.approx([number / steps for number in range(1, 2 * steps + 1)])
+    for number, row in enumerate(history.rows):
+        mean = torch.stack(losses[number * steps : (number + 1) * steps]).mean()
+        assert mean.item() == pytest.approx(row["train_loss"])
+
+
+@pytest.mark.parametrize(("when", "kept"), [(1.0, 0), (1.1, 1)], ids=["before validation", "in training"])
+def test_work_that_is_stoppable_ends_between_two_batches(digits, when, kept):
+    asked = threading.Event()
+    with stoppable(asked):
+        _, history = trained(
+            digits, lab.Training(epochs=50), on_step=lambda epochs, loss: epochs >= when and asked.set()
+        )
+        with pytest.raises(KeyboardInterrupt):
+            next(batches(digits.train, digits, 8))
+    assert history.interrupted
+    assert len(history.rows) == kept
+    assert len(next(batches(digits.train, digits, 8))[0]) == 8
+
+
+def test_another_thread_is_not_asked_to_stop(digits):
+    asked = threading.Event()
+    asked.set()
+    drawn = []
+    with stoppable(asked):
+        other = threading.Thread(target=lambda: drawn.extend(batches(digits.train, digits, 500)))
+        other.start()
+        other.join(20)
+    assert drawn

@@ -1,7 +1,9 @@
 """The explorer without a browser: pressed from Python, waited for, looked at."""
 
 import base64
+import html
 import io
+import re
 import time
 
 import numpy as np
@@ -96,6 +98,77 @@ def test_stop_keeps_what_was_learnt(store, experiment):
     assert "stopped early by you" in explorer.status.value
 
 
+def test_stop_takes_less_than_a_second_and_the_run_goes_on_from_there(store, experiment):
+    # An epoch of minutes: were it waited for, the test would fail.
+    slow = experiment.override(epochs=2, batch_size=1, **{"data.limit": None})
+    explorer = TrainingExplorer(slow, {"depth": [40], "width": [512]})
+    explorer.train_button.click()
+    while not explorer.growing:
+        time.sleep(0.01)
+    assert 0 < explorer.progress.value < 1
+    assert "epoch 1 of 2" in explorer.time_left.value
+    start = time.perf_counter()
+    explorer.stop_button.click()
+    explorer.worker.join(20)
+    assert time.perf_counter() - start < 1
+    assert "stopped early by you, before its first epoch ended" in explorer.status.value
+    assert (explorer.train_button.disabled, explorer.stop_button.disabled) == (False, True)
+    assert not explorer.growing
+
+
+def test_the_curve_grows_from_the_first_step_on(explorer, monkeypatch):
+    frames = []
+    draw = explorer.draw
+    monkeypatch.setattr(explorer, "draw", lambda: (frames.extend(explorer.growing.values()), draw()))
+    press(explorer)
+    assert 0 < frames[0]["epoch"].iloc[0] < 1
+    assert frames[0]["train_loss"].notna().all()
+    assert frames[0]["validation_loss"].isna().all()
+    whole = frames[-1].dropna()
+    (finished,) = explorer.runs.values()
+    assert whole["epoch"].tolist() == [1, 2]
+    assert whole["train_loss"].tolist() == finished.history.frame["train_loss"].tolist()
+    assert explorer.time_left.value == ""
+
+
+def test_what_the_store_has_is_drawn_as_soon_as_it_is_chosen(explorer):
+    kept = lab.run(explorer.experiment.override(depth=3), progress=False)
+    assert "has not been trained" in explorer.status.value
+    explorer.controls["depth"].value = 3
+    ((label, found),) = explorer.runs.items()
+    assert label == "depth 3, width 16, normalization none"
+    assert found.metrics == kept.metrics
+    assert f"{kept.metrics['validation_top1']:.2%}" in explorer.status.value
+
+
+def test_moves_in_mid_run_change_nothing_of_what_is_in_training(store, experiment):
+    explorer = TrainingExplorer(experiment.override(epochs=30), {"depth": [1, 2, 3, 4]})
+    explorer.train_button.click()
+    for depth in (1, 3, 4) * 10:
+        explorer.controls["depth"].value = depth
+        explorer.train()
+    explorer.worker.join(60)
+    ((label, finished),) = explorer.runs.items()
+    assert label == "depth 2"
+    assert finished.experiment == experiment.override(epochs=30)
+
+
+def shown_code(explorer):
+    """The code of the explorer's link, run as a cell of its notebook."""
+    code = html.unescape(re.search("<pre>(.*)</pre>", explorer.code.value, re.DOTALL).group(1))
+    names = {"lab": lab, "torch": torch}
+    exec(code, names)
+    return code, names
+
+
+def test_the_code_does_what_the_training_explorer_does(explorer):
+    explorer.controls["depth"].value = 3
+    press(explorer)
+    _, names = shown_code(explorer)
+    (finished,) = explorer.runs.values()
+    assert names["run"].path == finished.path
+
+
 def test_an_error_shows_in_the_widget(explorer, monkeypatch):
     explorer.experiment = explorer.experiment.override(lr=1e30, optimizer="sgd")
     press(explorer)
@@ -146,6 +219,14 @@ def test_gradients_are_measured_and_drawn_at_once(gradients, digits):
     assert gradients.profile.equals(expected)
     assert str(lab.rate_per_layer(expected)) in gradients.status.value
     assert f"{lab.mean_field_rate(model):.4f}" in gradients.status.value
+
+
+def test_the_code_does_what_the_gradient_explorer_does(gradients, digits):
+    gradients.controls["residual"].value = True
+    code = html.unescape(re.search("<pre>(.*)</pre>", gradients.code.value, re.DOTALL).group(1))
+    names = {"lab": lab, "torch": torch, "data": digits}
+    exec(code, names)
+    assert names["profile"].equals(gradients.profile)
 
 
 def test_where_theory_is_silent_the_explorer_says_so(gradients):
@@ -215,7 +296,7 @@ def test_a_banked_choice_is_drawn_as_soon_as_it_is_made(banked):
 def test_a_choice_that_is_not_banked_can_be_trained(banked):
     drawn = picture(banked)
     banked.controls["blocks"].value = [2, 1, 1, 1]
-    assert "blocks 2-1-1-1, width 2, residual no</b> is not in the bank" in banked.status.value
+    assert "blocks 2-1-1-1, width 2, residual no</b> has not been trained" in banked.status.value
     assert np.array_equal(drawn, picture(banked))
     press(banked)
     ((label, finished),) = banked.runs.items()
@@ -235,7 +316,7 @@ def test_a_single_banked_run_has_no_spread(banked):
 
 
 @pytest.fixture
-def transfers():
+def transfers(store):
     torch.manual_seed(0)
     centres = 2 * torch.randn(6, 8)
 
@@ -243,45 +324,58 @@ def transfers():
         labels = torch.arange(count) % 6
         return centres[labels] + torch.randn(count, 8), labels
 
-    banked = pd.DataFrame({"stages": [1, 1, -1, -1], "seed": [0, 1, 0, 1], "validation_top1": [0.5, 0.6, 0.7, 0.8]})
+    banked = pd.DataFrame(
+        {
+            "method": ["fine_tuning"] * 4,
+            "stages": [1, 1, -1, -1],
+            "seed": [0, 1, 0, 1],
+            "validation_top1": [0.5, 0.6, 0.7, 0.8],
+        }
+    )
     choices = {
         "method": ["knn", "probe", "fine_tuning"],
         "k": [1, 5, 20],
         "C": [0.001, 0.1],
         "stages": [1, -1],
     }
-    return TransferExplorer(split(600), split(120), banked, choices, caption="blobs")
+    experiment = lab.Experiment.load("transfer_ladder", profile="smoke")
+    explorer = TransferExplorer(experiment, split(600), split(120), banked, choices, caption="blobs")
+    yield explorer
+    if explorer.worker:
+        explorer.worker.join(60)
 
 
 def test_a_head_is_found_as_soon_as_it_is_chosen(transfers):
     ((label, first),) = transfers.found.items()
     assert label == "knn, k 1"
-    assert first == lab.knn(transfers.train, transfers.validation, k=1)["top1"]
+    assert first == lab.knn(transfers.features, transfers.validation, k=1)["top1"]
     before = picture(transfers)
     transfers.controls["k"].value = 20
-    assert transfers.found["knn, k 20"] == lab.knn(transfers.train, transfers.validation, k=20)["top1"]
+    assert transfers.found["knn, k 20"] == lab.knn(transfers.features, transfers.validation, k=20)["top1"]
     assert "600 training images" in transfers.status.value
     assert not np.array_equal(before, picture(transfers))
     transfers.controls["method"].value = "probe"
-    assert transfers.found["probe, C 0.001"] == lab.linear_probe(transfers.train, transfers.validation, C=0.001)["top1"]
+    assert (
+        transfers.found["probe, C 0.001"] == lab.linear_probe(transfers.features, transfers.validation, C=0.001)["top1"]
+    )
 
 
 def test_fine_tuning_comes_from_the_bank_and_only_its_setting_can_be_moved(transfers):
     transfers.controls["method"].value = "fine_tuning"
-    assert transfers.found["fine-tuning, stages 1"] == pytest.approx(0.55)
+    assert transfers.found["fine-tuning, stages 1 (bank, n = 2)"] == pytest.approx(0.55)
     assert "55.00% ± 7.07%" in transfers.status.value
     assert "n = 2" in transfers.status.value
     assert {name: widget.disabled for name, widget in transfers.controls.items()} == {
         "method": False, "k": True, "C": True, "stages": False,
     }  # fmt: skip
     transfers.controls["stages"].value = -1
-    assert transfers.found["fine-tuning, stages -1"] == pytest.approx(0.75)
+    assert transfers.found["fine-tuning, stages -1 (bank, n = 2)"] == pytest.approx(0.75)
     transfers.reset_button.click()
-    assert list(transfers.found) == ["fine-tuning, stages -1"]
+    assert list(transfers.found) == ["fine-tuning, stages -1 (bank, n = 2)"]
 
 
 def test_an_answer_that_fails_says_so_in_the_explorer(transfers):
-    transfers.train[0][3, 3] = float("nan")
+    transfers.features[0][3, 3] = float("nan")
     transfers.controls["k"].value = 5
     assert "SettingError" in transfers.status.value
     assert "not finite in row 3" in transfers.status.value
@@ -293,17 +387,18 @@ def test_an_answer_for_a_whole_course_takes_less_than_two_seconds():
     features = torch.randn(100, 128)[labels] + 2 * torch.randn(25_000, 128)
     train, validation = (features[:20_000], labels[:20_000]), (features[20_000:], labels[20_000:])
     choices = {"method": ["knn", "probe"], "k": [10], "C": [0.1]}
-    explorer = TransferExplorer(train, validation, pd.DataFrame(), choices)
-    times = [explorer.seconds]
+    experiment = lab.Experiment.load("transfer_ladder", profile="smoke")
+    explorer = TransferExplorer(experiment, train, validation, pd.DataFrame(), choices)
+    times = [explorer.milliseconds]
     explorer.controls["method"].value = "probe"
-    times.append(explorer.seconds)
-    assert max(times) < 2
+    times.append(explorer.milliseconds)
+    assert max(times) < 2_000
 
 
 def test_wrong_choices_of_a_transfer_are_named(transfers):
     for choices in ({"k": [1]}, {"method": ["knn"], "depth": [1]}):
         with pytest.raises(lab.SettingError, match=r"choices: .*method, and any of"):
-            TransferExplorer(transfers.train, transfers.validation, transfers.banked, choices)
+            TransferExplorer(transfers.experiment, transfers.features, transfers.validation, transfers.banked, choices)
 
 
 @pytest.fixture
