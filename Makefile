@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Where the data sets lie packed beside the checkout, they are unpacked instead of downloaded.
 UNPACK := $(wildcard ../shared/data/unpack.py)
 
-.PHONY: lab test course bench lock clean data-archives
+.PHONY: lab test course student bench lock clean data-archives
 .DEFAULT_GOAL := lab
 
 lab: data-archives
@@ -18,6 +18,9 @@ test: data-archives
 
 course: data-archives
 	$(BIN)/labutils course --profile $(PROFILE) --to build
+
+student: .venv
+	$(BIN)/labutils student --to build/student
 
 bench: data-archives
 	$(BIN)/python benchmarks/bench.py

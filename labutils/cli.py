@@ -1,4 +1,4 @@
-"""The command line: labutils doctor | data | run | sweep | report | export | course."""
+"""The command line: labutils doctor | data | run | sweep | report | export | course | student."""
 
 import argparse
 import sys
@@ -89,9 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep.add_argument("config", help=f"a YAML file, or one of: {', '.join(config_names())}")
     keep.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: $LABUTILS_PROFILE, else laptop)")
 
-    course = commands.add_parser("course", help="execute all notebooks in order, with an HTML page of each")
+    course = commands.add_parser("course", help="execute all notebooks in order, and write the course's site")
     course.add_argument("--profile", choices=PROFILES, default="laptop", help="(default: laptop)")
     course.add_argument("--to", type=Path, default=Path("build"), help="the folder to leave them in (default: build)")
+
+    student = commands.add_parser("student", help="copies of the notebooks without solutions or outputs, to hand out")
+    student.add_argument(
+        "--to", type=Path, default=Path("build/student"), help="the folder to leave them in (default: build/student)"
+    )
 
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in ("run", "sweep"):
@@ -193,8 +198,15 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def course(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from labutils.course import execute_course
 
-    for copy, page in execute_course(options.profile, options.to):
-        print(f"{copy}\n{page}", flush=True)
+    for path in execute_course(options.profile, options.to):
+        print(path, flush=True)
+    return 0
+
+
+def student(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.course import write_student_copies
+
+    print(*write_student_copies(options.to), sep="\n")
     return 0
 
 
@@ -244,4 +256,5 @@ COMMANDS = {
     "report": tell,
     "export": export,
     "course": course,
+    "student": student,
 }

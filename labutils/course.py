@@ -1,38 +1,53 @@
-"""Execute the course's notebooks in order, and leave executed copies and HTML pages of them."""
+"""The course as a whole: execute its notebooks, publish them as pages, hand them out without solutions."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jinja2
 import nbformat
+import torch
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
+from nbconvert.preprocessors import ClearOutputPreprocessor, TagRemovePreprocessor
+
+from labutils.runs import provenance
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+TEMPLATES = Path(__file__).parent / "templates"
 CELL_TIMEOUT_S = {"smoke": 120, "laptop": 1_800, "full": 86_400}
+SOLUTION_NOTE = ", and a solution in the folded cell below it (click the bar)"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def execute_course(profile: str, folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Execute every notebook in a fresh kernel.
+def execute_course(profile: str, folder: Path) -> Iterator[Path]:
+    """Execute every notebook in a fresh kernel, then write the course's site.
 
     Args:
         profile: smoke, laptop or full.
-        folder: where the copies go; made if absent.
+        folder: where the executed copies go, and in its folder `site` their pages; made if absent.
 
     Yields:
-        The executed copy and the HTML page of each notebook, in the course's order.
+        The executed copy and the page of each notebook, in the course's order, and last the site's front page.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell failed; the copies before are there.
+        nbclient.exceptions.CellExecutionError: a cell failed; the copies and pages before are there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    site = folder / "site"
+    site.mkdir(parents=True, exist_ok=True)
+    notebooks = {}
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        notebook = execute(nbformat.read(path, as_version=4), profile)
-        copy, page = folder / path.name, folder / f"{path.stem}.html"
-        nbformat.write(notebook, copy)
-        page.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
-        yield copy, page
+        notebooks[path] = execute(nbformat.read(path, as_version=4), profile)
+        copy, page = folder / path.name, site / f"{path.stem}.html"
+        nbformat.write(notebooks[path], copy)
+        page.write_text(as_page(notebooks[path], path), encoding="utf-8")
+        yield copy
+        yield page
+    front = site / "index.html"
+    front.write_text(front_page(notebooks, profile), encoding="utf-8")
+    yield front
 
 
 def execute(notebook: nbformat.NotebookNode, profile: str) -> nbformat.NotebookNode:
@@ -50,3 +65,60 @@ def execute(notebook: nbformat.NotebookNode, profile: str) -> nbformat.NotebookN
         for output in cell.get("outputs", ()):
             output.get("data", {}).pop(WIDGET, None)
     return notebook
+
+
+def as_page(notebook: nbformat.NotebookNode, path: Path) -> str:
+    """A notebook as an HTML page that needs no other file and no network, with links to its neighbours."""
+    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
+    place = paths.index(path)
+    links = {"The course": "index.html"}
+    if place > 0:
+        links["← " + title_of(paths[place - 1])] = f"{paths[place - 1].stem}.html"
+    if place + 1 < len(paths):
+        links[title_of(paths[place + 1]) + " →"] = f"{paths[place + 1].stem}.html"
+    exporter = HTMLExporter(extra_template_basedirs=[str(TEMPLATES)], template_name="course")
+    return exporter.from_notebook_node(notebook, {"links": links, "metadata": {"name": title_of(path)}})[0]
+
+
+def title_of(path: Path) -> str:
+    """A notebook's heading."""
+    return nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+
+
+def front_page(notebooks: dict[Path, nbformat.NotebookNode], profile: str) -> str:
+    """The site's first page: each notebook's title and opening paragraph."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    pages = []
+    for path, notebook in notebooks.items():
+        paragraphs = re.split(r"\n\s*\n", notebook.cells[0].source)
+        summary = markdown2html(paragraphs[1]) if len(paragraphs) > 1 else ""
+        pages.append({"address": f"{path.stem}.html", "title": title_of(path), "summary": summary})
+    return environment.get_template("front.html.j2").render(
+        pages=pages, profile=profile, **provenance(torch.device("cpu"))
+    )
+
+
+def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A notebook to hand out: no solutions, no outputs."""
+    for preprocessor in (TagRemovePreprocessor(remove_cell_tags={"solution"}), ClearOutputPreprocessor()):
+        notebook, _ = preprocessor.preprocess(notebook, {})
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(SOLUTION_NOTE, "")
+    return notebook
+
+
+def write_student_copies(folder: Path) -> list[Path]:
+    """Write copies of the notebooks to hand out, without solutions or outputs.
+
+    Args:
+        folder: where they go; made if absent.
+
+    Returns:
+        The copies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        copies.append(folder / path.name)
+        nbformat.write(without_solutions(nbformat.read(path, as_version=4)), copies[-1])
+    return copies

@@ -510,6 +510,7 @@ class LiveProfile(LiveChart):
         (self.theory,) = self.axis.plot([], [], color="black", ls=":", lw=1.4, label="theory")
         # Numbers as plain text, things that stay where they stand, and a canvas that is drawn once a picture: each a
         # third of the time that a new figure's file would take.
+        self.axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         self.axis.yaxis.set_major_formatter(LogFormatter())
         self.axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
         self.axis.set_ylim(1e-9, 1e9)

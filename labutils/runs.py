@@ -202,8 +202,8 @@ def train(
     path: Path,
     *,
     progress: bool,
-    on_epoch: Callable[[History], None] | None,
-    on_step: Callable[[float, torch.Tensor], None] | None,
+    on_epoch: Callable[[History], None] | None = None,
+    on_step: Callable[[float, torch.Tensor], None] | None = None,
 ) -> Run:
     """Build an experiment's model, train it, measure it once on the test split."""
     model = untrained(experiment, data)

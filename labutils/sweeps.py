@@ -204,7 +204,7 @@ def train_all(experiments: Mapping[str, Experiment]) -> "dict[str, Run | Excepti
         if len(experiments) > 1:
             outcomes = train_together(list(experiments.values()), data)
         else:
-            outcomes = [train(first, data, run_path(first, data), progress=False, on_epoch=None)]
+            outcomes = [train(first, data, run_path(first, data), progress=False)]
         for outcome in outcomes:
             if isinstance(outcome, Run):
                 write_run(outcome)

@@ -25,7 +25,7 @@ from labutils.stopping import stoppable
 from labutils.training import History, seeded
 from labutils.transfer import Features, knn, linear_probe, linear_svm
 
-INVITATION = "Choose, predict, and press Train."
+INVITATION = "Choose, predict, and train."
 REMEMBERED = 5  # earlier choices that stay in the figure
 EXPLORED_IMAGES = 128
 EXPLORED_FEATURES = 20_000  # of which a probe is found within two seconds
@@ -188,7 +188,7 @@ class TrainingExplorer(Explorer):
             elif finished is not None:
                 self.show_run(label, finished)
             else:
-                self.status.value = f"<b>{label}</b> has not been trained so far. Predict, and press Train."
+                self.status.value = f"<b>{label}</b> has not been trained so far. Predict, then train it."
                 if self.figure.value:
                     return
             self.draw()
@@ -636,7 +636,7 @@ def code_link(code: str) -> str:
     )
     return (
         f"<details><summary>The same in code</summary><pre>{html.escape(code)}</pre></details>"
-        f'<a href="#" onclick="{copy}">Copy the code</a>'
+        f'<a href="#" style="text-decoration: underline" onclick="{copy}">Copy the code</a>'
     )
 
 
@@ -651,4 +651,5 @@ def control(name: str, values: Sequence, start: object) -> ipywidgets.Widget:
         layout = ipywidgets.Layout(width="30em")
         return ipywidgets.SelectionSlider(options=options, index=index, description=label, style=style, layout=layout)
     style["button_width"] = "7em"
-    return ipywidgets.ToggleButtons(options=options, index=index, description=label, style=style)
+    layout = ipywidgets.Layout(width="max-content", max_width="100%")
+    return ipywidgets.ToggleButtons(options=options, index=index, description=label, style=style, layout=layout)

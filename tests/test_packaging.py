@@ -17,7 +17,7 @@ DEPENDENCIES = [
     *PROJECT["dependencies"],
     *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
 ]
-CONDA_NAMES = {"torch": "pytorch", "ray": "ray-default"}
+CONDA_NAMES = {"torch": "pytorch", "ray": "ray-default", "playwright": "playwright-python"}
 # What extras of ours bring in is listed by name for conda, which knows no extras.
 OF_EXTRAS = {"docstring-parser": "jsonargparse", "typeshed-client": "jsonargparse", "grpcio": "ray"}
 
