@@ -30,6 +30,7 @@ from labutils.runs import (
     Run,
     find_run,
     gradient_probe,
+    kept_run,
     load_experiment_data,
     lock,
     run_path,
@@ -224,7 +225,7 @@ def histories(experiments: Sequence[Experiment]) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.concat(
-        [finished.history.frame.assign(**labels(finished)) for finished in map(kept_run, experiments)],
+        [finished.history.frame.assign(**labels(finished)) for finished in map(swept, experiments)],
         ignore_index=True,
     )
 
@@ -240,7 +241,7 @@ def gradients(experiments: Sequence[Experiment]) -> "pd.DataFrame":
 
     tables = []
     for experiment in experiments:
-        finished, data = kept_run(experiment), load_experiment_data(experiment)
+        finished, data = swept(experiment), load_experiment_data(experiment)
         start = gradient_probe(experiment, data)(untrained(experiment, data)).assign(epoch=0)
         table = pd.concat([start, finished.history.probes])
         table = table[table["kind"] == "weight"].drop_duplicates(["epoch", "layer"])
@@ -248,13 +249,13 @@ def gradients(experiments: Sequence[Experiment]) -> "pd.DataFrame":
     return pd.concat(tables, ignore_index=True)
 
 
-def kept_run(experiment: Experiment) -> Run:
-    """An experiment's run in the store.
+def swept(experiment: Experiment) -> Run:
+    """An experiment's run, which a sweep has put into the store.
 
     Raises:
         SettingError: it is not there.
     """
-    kept = find_run(run_path(experiment, load_experiment_data(experiment)))
+    kept = kept_run(experiment)
     if kept is None:
         raise SettingError("experiment", experiment, "one that is in the store; run the sweep first")
     return kept

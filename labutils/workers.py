@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from labutils.errors import SettingError, check_whole
 ANSWER_TIMEOUT_S = 6  # for an address to answer at all
 JOIN_TIMEOUT_S = {"auto": 8, "ray://": 120}  # for joining; behind ray:// a cluster first starts a server of its own
 JOIN_ATTEMPTS = 3  # now and then that server dies as it starts, which is seen half a minute later
+PARENT_POLL_S = 1.0
 MACHINES_LOST = 3  # how often Ray starts a worker again that went with its machine
 
 
@@ -56,7 +58,7 @@ class LocalWorkers:
         if self.jobs == 1:
             function(*arguments)
             return
-        call = joblib.delayed(call_in_worker)(function, arguments, environment)
+        call = joblib.delayed(call_in_child)(os.getpid(), function, arguments, environment)
         try:
             with joblib.parallel_config("loky", n_jobs=self.jobs, inner_max_num_threads=1):
                 joblib.Parallel(batch_size=1)([call] * self.jobs)
@@ -94,6 +96,19 @@ class RayWorkers:
             ray.get([task.remote(function, arguments, environment) for _ in range(self.count())])
         except ray.exceptions.WorkerCrashedError as error:
             raise WorkersDied("machines of the cluster, or workers on them, went away again and again") from error
+
+
+def call_in_child(parent: int, function: Callable, arguments: tuple, environment: Mapping[str, str]) -> None:
+    """As call_in_worker, in a process that ends when its parent does: else a killed sweep would go on without it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        os._exit(1)
+
+    if os.name != "nt":  # where a process keeps the number of a parent that is gone
+        threading.Thread(target=watch, daemon=True).start()
+    call_in_worker(function, arguments, environment)
 
 
 def call_in_worker(function: Callable, arguments: tuple, environment: Mapping[str, str]) -> None:

@@ -172,6 +172,21 @@ def test_a_sweep_that_was_killed_goes_on_and_two_share_the_work(store):
     assert before.items() <= after.items()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps the number of a parent that is gone")
+def test_the_workers_of_a_killed_sweep_end_with_it(store):
+    killed = start_sweep(2)
+    workers = []
+
+    def working():
+        workers[:] = [child for child in psutil.Process(killed.pid).children() if "LokyProcess" in str(child.cmdline())]
+        return len(workers) == 2 and births(store)
+
+    wait_for(working)
+    killed.kill()
+    killed.wait()
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+
+
 def test_a_worker_that_is_killed_costs_no_run(store):
     victims = []
 
