@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -33,7 +35,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: dict) 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     written = json.dumps(record)
     checksum = digest(tensors, written)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_shared_folder(path.parent)
     partial = path.with_name(f"{path.name}.partial")
     try:
         save_file(tensors, partial, metadata={"record": written, "sha256": checksum})
@@ -43,6 +45,15 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: dict) 
     partial.chmod(0o644)  # for all who share the folder
     partial.replace(path)
     return checksum
+
+
+def make_shared_folder(folder: Path) -> None:
+    """Make a folder, as open to others as the one it is in: a class may share what it computes."""
+    if not folder.is_dir():
+        make_shared_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        with suppress(PermissionError):  # another has just made it
+            folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from labutils.checkpoints import CheckpointError
+from labutils.checkpoints import CheckpointError, make_shared_folder
 from labutils.data import ImageData, batches, data_root, load_data, store_root
 from labutils.distillation import teaching
 from labutils.experiment import Experiment
@@ -124,6 +124,10 @@ def run(
     """
     data = load_experiment_data(experiment)
     path = run_path(experiment, data)
+    if path.is_dir() and not force:  # then a store does that can only be read
+        kept = find_run(path)
+        if kept is not None:
+            return kept
     with lock(path):
         kept = None if force else find_run(path)
         if kept is not None:
@@ -167,10 +171,10 @@ def lock(path: Path) -> "FileLock":
 
     locks = path.parent / ".locks"
     with store_errors():
-        locks.mkdir(parents=True, exist_ok=True)
+        make_shared_folder(locks)
         with tempfile.TemporaryFile(dir=locks) as file:  # on a full disk, better now than after training
             file.write(bytes(4096))
-    return FileLock(locks / path.name)
+    return FileLock(locks / path.name, mode=0o666)  # of another user's, too, where a class shares the store
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 import json
 import math
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pandas as pd
@@ -158,3 +161,57 @@ def test_a_full_disk_is_named_before_training(store):
     assert "trained" not in finished.stdout
     assert [path.name for path in store.iterdir()] == [".locks"]
     assert not list((store / ".locks").iterdir())
+
+
+@pytest.fixture
+def shared_store(store, experiment):
+    """A store that a group of users may write, as a teacher would make it."""
+    lab.run(experiment.override(seed=9), progress=False)  # imports what other users may not be able to read
+    root = pathlib.Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    folder = root / "runs"
+    folder.mkdir()
+    os.chown(folder, 0, CLASS)
+    folder.chmod(0o2775)
+    yield folder
+    os.seteuid(0)
+    os.setegid(0)
+    shutil.rmtree(root)
+
+
+CLASS, STUDENTS = 54321, (54322, 54323)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be several users")
+def test_a_class_shares_a_store(shared_store, experiment, monkeypatch):
+    monkeypatch.setenv("LABUTILS_RUNS", str(shared_store))
+
+    def stop(history):
+        raise KeyboardInterrupt
+
+    def become(user):
+        os.seteuid(0)
+        os.setegid(CLASS)
+        os.seteuid(user)
+
+    become(STUDENTS[0])
+    first = lab.run(experiment, progress=False)
+    stopped = lab.run(experiment.override(seed=1), progress=False, on_epoch=stop)
+    become(STUDENTS[1])
+    assert lab.run(experiment, progress=False, on_epoch=pytest.fail).metrics == first.metrics
+    resumed = lab.run(experiment.override(seed=1), progress=False)
+    assert resumed.history.rows[0] == pytest.approx(stopped.history.rows[0])
+    assert lab.run(experiment.override(seed=2), progress=False).path.is_dir()
+    assert resumed.path.stat().st_uid != first.path.stat().st_uid
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become someone else")
+def test_what_is_in_a_store_that_can_only_be_read_is_loaded(shared_store, experiment, monkeypatch):
+    monkeypatch.setenv("LABUTILS_RUNS", str(shared_store))
+    first = lab.run(experiment, progress=False)
+    shared_store.chmod(0o755)
+    (shared_store / ".locks").chmod(0o755)
+    os.seteuid(STUDENTS[0])
+    assert lab.run(experiment, progress=False).metrics == first.metrics
+    with pytest.raises(lab.StoreError, match=r"LABUTILS_RUNS"):
+        lab.run(experiment.override(seed=1), progress=False)
