@@ -1,15 +1,20 @@
 """What the set-up files say must agree, and importing the package must stay cheap."""
 
+import argparse
+import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 
 import labutils as lab
+from labutils.cli import read_settings
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -99,3 +104,55 @@ def test_the_readme_gives_the_banks_figures():
     for skip, scale in ((False, "1.0"), (True, "1.0"), (True, "depth")):
         runs = residual[(residual["residual"] == skip) & (residual["residual_scale"] == scale)]["test_top1"]
         assert f"{100 * runs.mean():.2f} ± {100 * runs.std():.2f} %" in readme
+
+
+DOCUMENTS = ("README.md", "docs/teaching.md", "data/README.md")
+
+
+def commands_in(text):
+    """The labutils commands of a document: in code spans, and line by line in code blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()] + spans
+    return [shlex.split(line)[1:] for line in lines if re.match(r"labutils (run|sweep|export|report) [a-z]", line)]
+
+
+def documented_runs():
+    for name in DOCUMENTS:
+        for words in commands_in((ROOT / name).read_text(encoding="utf-8")):
+            yield pytest.param(words, id=f"{name}: {' '.join(words)}")
+
+
+@pytest.mark.parametrize("words", list(documented_runs()))
+def test_the_commands_that_are_documented_can_be_given(words):
+    command, config, *rest = words
+    options = argparse.ArgumentParser()
+    options.add_argument("--profile")
+    if command == "sweep":
+        options.add_argument("--cluster")
+        options.add_argument("--jobs")
+        for name in ("results", "epochs", "gradients"):
+            options.add_argument(f"--save-{name}", action="store_true")
+    given, settings = options.parse_known_args(rest)
+    if settings != ["--help"]:
+        lab.Experiment.load(config, profile=given.profile, **read_settings(config, given.profile, settings))
+
+
+def test_ci_elsewhere_runs_what_ci_here_runs():
+    here = (ROOT / ".ci" / "run").read_text()
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]["tests"]["steps"]
+    there = [step["run"] for step in steps if "run" in step]
+    assert there[0] == ".ci/run"
+    windows = [line.removeprefix("uv run --all-extras ") for line in there[1].splitlines()[1:]]
+    assert windows == ["pytest", *re.findall(r"^\.venv/bin/(ruff .*)$", here, flags=re.MULTILINE)]
+    assert "make test\n" in here
+
+
+def test_the_devcontainer_sets_up_what_make_sets_up():
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert re.search(
+        rf"^{re.escape(container['postCreateCommand'].removeprefix('make '))}:",
+        (ROOT / "Makefile").read_text(),
+        re.MULTILINE,
+    )
+    assert (ROOT / ".devcontainer" / container["build"]["dockerfile"]).is_file()
