@@ -126,7 +126,7 @@ def documented_runs():
 @pytest.mark.parametrize("words", list(documented_runs()))
 def test_the_commands_that_are_documented_can_be_given(words):
     command, config, *rest = words
-    options = argparse.ArgumentParser()
+    options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--profile")
     if command == "sweep":
         options.add_argument("--cluster")
