@@ -747,7 +747,7 @@ def accuracies_by_group(results: pd.DataFrame, columns: Sequence[str], *, captio
     axis.set_yticks(range(len(order)), order)
     axis.set(xlabel="correct (%)", ylim=(-0.5, len(order) - 0.5))
     axis.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    axis.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=len(columns))
     return figure
 
 
