@@ -40,6 +40,8 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 from torch.utils.data import DataLoader
@@ -111,6 +113,26 @@ def bare_loop(model: nn.Module, data: lab.ImageData) -> Callable[[], object]:
             optimizer.zero_grad()
 
     return epoch
+
+
+def fitting_with_teacher(model: nn.Module, data: lab.ImageData) -> Callable[[], object]:
+    """One epoch of fit that learns from a teacher's answers, found beforehand, as well."""
+    answers = torch.randn(len(data.train), len(data.classes))
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        return lab.distillation_loss(logits, taught, labels, temperature=3.0, alpha=0.9)
+
+    return lambda: lab.fit(
+        model, data, TRAINING, loss=loss, teacher=lambda images, places: answers[places], progress=False
+    )
+
+
+def features(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (count, 128) that tell their classes now and then, and the classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % classes
+    centres = torch.randn(classes, 128, generator=generator)
+    return centres[labels] + 3 * torch.randn(count, 128, generator=generator), labels
 
 
 def augmenting(data: lab.ImageData, augment: str) -> Callable[[], object]:
@@ -238,6 +260,9 @@ def main() -> int:
     photos = lab.load_data("cifar10", validation=0, limit=IMAGES, device="cpu")
     few = lab.load_data("cifar10", validation=0, limit=IMAGES // 8, device="cpu")
 
+    student = lab.ResNet([1, 1, 1, 1], 16, residual=False)
+    train, test = features(20_000, 50), features(1_000, 50)
+
     met = [
         compare("batches / fit, an epoch, depth 1 x 32", "at most 0.05", lambda ratio: ratio <= 0.05,
                 pass_over_batches, fitting(lab.MLP(**SMALLEST), data), ROUNDS),
@@ -269,6 +294,12 @@ def main() -> int:
                 augmenting(photos, "basic"), fitting(lab.ResNet(width=16), photos), 7),
         compare("strong augmentation / fit, width 16", "at most 0.05", lambda ratio: ratio <= 0.05,
                 augmenting(photos, "strong"), fitting(lab.ResNet(width=16), photos), 7),
+        compare("cached teacher, fit with / without, plain [1, 1, 1, 1]", "at most 1.03", lambda ratio: ratio <= 1.03,
+                fitting_with_teacher(student, photos), fitting(student, photos), 7),
+        compare("linear_svm / scikit-learn's LinearSVC", "below 1", lambda ratio: ratio < 1,
+                lambda: lab.linear_svm(train, test, C=0.01), lambda: LinearSVC(C=0.01).fit(*train), 3),
+        compare("linear_probe / scikit-learn's LogisticRegression", "below 1", lambda ratio: ratio < 1,
+                lambda: lab.linear_probe(train, test, C=0.01), lambda: LogisticRegression(C=0.01).fit(*train), 3),
         compare("import labutils / import torch", "at most 1.2", lambda ratio: ratio <= 1.2,
                 importing("labutils"), importing("torch"), 5),
     ]  # fmt: skip

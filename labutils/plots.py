@@ -108,9 +108,8 @@ def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: st
     """Loss and accuracy over the epochs: validation solid, training dashed.
 
     Args:
-        histories: a history's frame, or several by name, the newest last. Beyond the palette's five the oldest are
-            drawn faint. Where a name says "residual yes" or "residual no", its colour says so, too, and the older the
-            fainter. An empty mapping gives empty axes.
+        histories: a history's frame, or several by name, the newest last; the older, the fainter. Where a name says
+            "residual yes" or "residual no", its colour says so, too. An empty mapping gives empty axes.
         caption: what the data are.
     """
     if isinstance(histories, pd.DataFrame):
@@ -119,9 +118,10 @@ def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: st
     figure, ((left, right),) = chart(1, 2, height=3.4 + 0.2 * len(named), caption=caption)
     newest_first = [PLAIN, *OTHERS]
     for age, (name, frame) in enumerate(reversed(histories.items())):
-        style = {"color": newest_first[age] if age < len(newest_first) else FAINT}
+        colour = newest_first[age] if age < len(newest_first) else FAINT
         if "residual yes" in name or "residual no" in name:
-            style = {"color": RESIDUAL if "residual yes" in name else PLAIN, "alpha": max(0.25, 0.7**age)}
+            colour = RESIDUAL if "residual yes" in name else PLAIN
+        style = {"color": colour, "alpha": max(0.25, 0.7**age)}
         for axes, measured in ((left, "loss"), (right, "accuracy")):
             for part, stroke, label in (
                 ("validation", "-", name or "validation"),
