@@ -340,7 +340,7 @@ class Growth:
             self.points.append({"epoch": epochs, "train_loss": torch.stack(self.losses).mean().item()})
             self.losses.clear()
             self.tell(self)
-            self.due = time.perf_counter() + max(REDRAW_S, 10 * (time.perf_counter() - now))
+            self.due = time.perf_counter() + max(REDRAW_S, 4 * (time.perf_counter() - now))
 
     def after_epoch(self, history: History) -> None:
         """As `fit` calls its on_epoch."""

@@ -148,10 +148,6 @@ def explorer_of(page):
     return explorer
 
 
-def picture(explorer):
-    return explorer.locator("> img.widget-image").get_attribute("src")
-
-
 def enabled(explorer, selector):
     found = explorer.locator(selector)
     return [found.nth(number) for number in range(found.count()) if found.nth(number).is_enabled()]
@@ -170,7 +166,8 @@ def test_a_learner_runs_the_notebook_and_plays_with_its_explorer(notebook, jupyt
         explorer.screenshot(path=SCREENSHOTS / f"{notebook.stem}_stopped.png")
     else:
         assert min(explorer.evaluate(MOVE, key) for key in ("ArrowLeft", "ArrowRight") * 3) < 150
-    explorer.locator("button:has-text('Reset')").click()
+    copy_the_code(explorer)
+    reset(explorer)
     check_undisturbed(page)
 
 
@@ -188,6 +185,22 @@ def move_everything(explorer):
         before = code.text_content()
         button.click()
         expect(code).not_to_have_text(before)
+
+
+def copy_the_code(explorer):
+    """The link copies the cell that would do the same; all by the keyboard."""
+    page = explorer.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    explorer.get_by_text("Copy the code").press("Enter")
+    expect(explorer.get_by_text("Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == explorer.locator("pre").text_content()
+
+
+def reset(explorer):
+    """Reset draws anew, by the keyboard, too."""
+    before = explorer.locator("> img.widget-image").get_attribute("src")
+    explorer.locator("button:has-text('Reset')").press("Enter")
+    expect(explorer.locator("> img.widget-image")).not_to_have_attribute("src", before)
 
 
 def train_and_stop(explorer):
