@@ -81,7 +81,8 @@ class Explorer(ipywidgets.VBox):
         for widget in self.controls.values():
             widget.observe(lambda _: self.move(), names="value")
         row = ipywidgets.HBox([*buttons, self.reset_button])
-        super().__init__([*self.controls.values(), row, *gauges, self.status, self.figure, self.code])
+        controls = [labelled(name, widget) for name, widget in self.controls.items()]
+        super().__init__([*controls, row, *gauges, self.status, self.figure, self.code])
         self.move()
 
     def choice(self) -> dict[str, object]:
@@ -645,11 +646,19 @@ def control(name: str, values: Sequence, start: object) -> ipywidgets.Widget:
     if not values:
         raise SettingError(f"choices.{name}", values, "one value or more")
     index = values.index(start) if start in values else 0
-    label, style = name.replace("_", " "), dict(LABEL_STYLE)
+    label = name.replace("_", " ")
     options = [(in_words(value), value) for value in values]
     if all(isinstance(value, int | float | list) and not isinstance(value, bool) for value in values):
         layout = ipywidgets.Layout(width="30em")
-        return ipywidgets.SelectionSlider(options=options, index=index, description=label, style=style, layout=layout)
-    style["button_width"] = "7em"
-    layout = ipywidgets.Layout(width="max-content", max_width="100%")
-    return ipywidgets.ToggleButtons(options=options, index=index, description=label, style=style, layout=layout)
+        return ipywidgets.SelectionSlider(
+            options=options, index=index, description=label, style=LABEL_STYLE, layout=layout
+        )
+    return ipywidgets.ToggleButtons(options=options, index=index, style={"button_width": "7em"}, tooltip=label)
+
+
+def labelled(name: str, widget: ipywidgets.Widget) -> ipywidgets.Widget:
+    """A control with its label to the left; a slider has one, beside buttons JupyterLab would put it on top."""
+    if widget.description:
+        return widget
+    label = f'<div style="width: {LABEL_STYLE["description_width"]}; text-align: right">{name.replace("_", " ")}</div>'
+    return ipywidgets.HBox([ipywidgets.HTML(label), widget])

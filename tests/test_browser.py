@@ -214,7 +214,7 @@ def train_and_stop(explorer):
         to_first_point.append(train.evaluate(PRESS))
         expect(train).to_be_disabled()
         expect(reset).to_be_disabled()
-        expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible()
+        expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible(timeout=20_000)
         explorer.locator(".widget-slider .noUi-target:not([disabled]) .noUi-handle").first.press(key)
         start = time.perf_counter()
         stop.click()
