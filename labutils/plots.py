@@ -418,6 +418,7 @@ def ladder(
     right.set(xlabel=COSTS[against], ylabel="correct (%)", xlim=(0, None))
     if against == "parameters":
         right.set_xscale("symlog", linthresh=1e4)  # some rungs learn none
+        right.set_xlim(-2e3, 2 * right.get_xlim()[1])
     right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     return figure
 

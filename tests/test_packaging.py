@@ -100,6 +100,15 @@ def test_the_readme_gives_the_banks_figures():
         lab.load_results("cnn_shallow"),
     ):
         assert f"{100 * runs['test_top1'].mean():.2f} ± {100 * runs['test_top1'].std():.2f} %" in readme
+    transfers = lab.load_results("transfer_ladder").query("not progressive")
+    started = transfers.query("backbone != 'none'")
+    for runs in (
+        *(started.query(f"method == '{method}'") for method in ("knn", "probe")),
+        *(started.query(f"method == 'fine_tuning' and stages == {stages}") for stages in (1, -1)),
+        transfers.query("backbone == 'none'"),
+        lab.load_results("transfer_wide").query("method == 'probe'"),
+    ):
+        assert f"{100 * runs['test_top1'].mean():.2f} ± {100 * runs['test_top1'].std():.2f} %" in readme
     residual = lab.load_results("mlp_residual").query("depth == 80 and normalization == 'none'")
     for skip, scale in ((False, "1.0"), (True, "1.0"), (True, "depth")):
         runs = residual[(residual["residual"] == skip) & (residual["residual_scale"] == scale)]["test_top1"]
