@@ -620,7 +620,7 @@ def in_words(value: object) -> str:
     """A setting's value as a label shows it."""
     if isinstance(value, list):
         return "-".join(map(str, value))
-    return WORDS[value] if value is None or isinstance(value, bool) else str(value)
+    return WORDS[value] if value is None or isinstance(value, bool) else str(value).replace("_", " ")
 
 
 def in_code(settings: Mapping[str, object]) -> str:
@@ -653,7 +653,7 @@ def control(name: str, values: Sequence, start: object) -> ipywidgets.Widget:
         return ipywidgets.SelectionSlider(
             options=options, index=index, description=label, style=LABEL_STYLE, layout=layout
         )
-    return ipywidgets.ToggleButtons(options=options, index=index, style={"button_width": "7em"}, tooltip=label)
+    return ipywidgets.ToggleButtons(options=options, index=index, style={"button_width": "8em"}, tooltip=label)
 
 
 def labelled(name: str, widget: ipywidgets.Widget) -> ipywidgets.Widget:

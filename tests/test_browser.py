@@ -182,6 +182,8 @@ def move_everything(explorer):
         expect(code).not_to_have_text(before[0])
         expect(status).not_to_have_text(before[1])
     for button in enabled(explorer, ".widget-toggle-buttons button:not(.mod-active)"):
+        if button.is_disabled():  # by the button before: it belongs to another method
+            continue
         before = code.text_content()
         button.click()
         expect(code).not_to_have_text(before)
@@ -205,7 +207,7 @@ def reset(explorer):
 
 def train_and_stop(explorer):
     """The first point of the curve is there within a second, a move changes nothing, and Stop takes another second."""
-    fine_tuning = explorer.locator("button:has-text('fine_tuning')")
+    fine_tuning = explorer.locator("button:has-text('fine tuning')")
     if fine_tuning.count():
         fine_tuning.click()
     train, stop, reset = (explorer.locator(f"button:has-text('{name}')") for name in ("Train", "Stop", "Reset"))
