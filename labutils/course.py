@@ -37,12 +37,13 @@ def execute_course(profile: str, folder: Path) -> Iterator[Path]:
     """
     site = folder / "site"
     site.mkdir(parents=True, exist_ok=True)
-    notebooks = {}
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        notebooks[path] = execute(nbformat.read(path, as_version=4), profile)
+    notebooks = read_notebooks()
+    titles = {path: title_of(notebook) for path, notebook in notebooks.items()}
+    for path, notebook in notebooks.items():
+        execute(notebook, profile)
         copy, page = folder / path.name, site / f"{path.stem}.html"
-        nbformat.write(notebooks[path], copy)
-        page.write_text(as_page(notebooks[path], path), encoding="utf-8")
+        nbformat.write(notebook, copy)
+        page.write_text(as_page(notebook, path, titles), encoding="utf-8")
         yield copy
         yield page
     front = site / "index.html"
@@ -50,8 +51,18 @@ def execute_course(profile: str, folder: Path) -> Iterator[Path]:
     yield front
 
 
+def read_notebooks() -> dict[Path, nbformat.NotebookNode]:
+    """The course's notebooks in order, by their paths."""
+    return {path: nbformat.read(path, as_version=4) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+
+
+def title_of(notebook: nbformat.NotebookNode) -> str:
+    """A notebook's heading."""
+    return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+
+
 def execute(notebook: nbformat.NotebookNode, profile: str) -> nbformat.NotebookNode:
-    """Execute a notebook in the course's kernel; where it shows a widget, only its static picture is kept."""
+    """Execute a notebook in place, in the course's kernel; where it shows a widget, only its static picture is kept."""
     client = NotebookClient(
         notebook,
         kernel_name="labutils",
@@ -67,22 +78,15 @@ def execute(notebook: nbformat.NotebookNode, profile: str) -> nbformat.NotebookN
     return notebook
 
 
-def as_page(notebook: nbformat.NotebookNode, path: Path) -> str:
+def as_page(notebook: nbformat.NotebookNode, path: Path, titles: dict[Path, str]) -> str:
     """A notebook as an HTML page that needs no other file and no network, with links to its neighbours."""
-    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
+    paths = list(titles)
     place = paths.index(path)
     links = {"The course": "index.html"}
-    if place > 0:
-        links["← " + title_of(paths[place - 1])] = f"{paths[place - 1].stem}.html"
-    if place + 1 < len(paths):
-        links[title_of(paths[place + 1]) + " →"] = f"{paths[place + 1].stem}.html"
+    links |= {f"← {titles[before]}": f"{before.stem}.html" for before in paths[:place][-1:]}
+    links |= {f"{titles[after]} →": f"{after.stem}.html" for after in paths[place + 1 :][:1]}
     exporter = HTMLExporter(extra_template_basedirs=[str(TEMPLATES)], template_name="course")
-    return exporter.from_notebook_node(notebook, {"links": links, "metadata": {"name": title_of(path)}})[0]
-
-
-def title_of(path: Path) -> str:
-    """A notebook's heading."""
-    return nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+    return exporter.from_notebook_node(notebook, {"links": links, "metadata": {"name": titles[path]}})[0]
 
 
 def front_page(notebooks: dict[Path, nbformat.NotebookNode], profile: str) -> str:
@@ -92,7 +96,7 @@ def front_page(notebooks: dict[Path, nbformat.NotebookNode], profile: str) -> st
     for path, notebook in notebooks.items():
         paragraphs = re.split(r"\n\s*\n", notebook.cells[0].source)
         summary = markdown2html(paragraphs[1]) if len(paragraphs) > 1 else ""
-        pages.append({"address": f"{path.stem}.html", "title": title_of(path), "summary": summary})
+        pages.append({"address": f"{path.stem}.html", "title": title_of(notebook), "summary": summary})
     return environment.get_template("front.html.j2").render(
         pages=pages, profile=profile, **provenance(torch.device("cpu"))
     )
@@ -118,7 +122,7 @@ def write_student_copies(folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     copies = []
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    for path, notebook in read_notebooks().items():
         copies.append(folder / path.name)
-        nbformat.write(without_solutions(nbformat.read(path, as_version=4)), copies[-1])
+        nbformat.write(without_solutions(notebook), copies[-1])
     return copies

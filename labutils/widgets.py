@@ -96,8 +96,8 @@ class Explorer(ipywidgets.VBox):
     def move(self) -> None:
         """Answer the choice as it is now."""
         start = time.perf_counter()
-        self.code.value = code_link(self.as_code())
         try:
+            self.code.value = code_link(self.as_code())
             self.answer()
         except Exception as error:
             self.complain(error)
@@ -520,9 +520,13 @@ class TransferExplorer(TrainingExplorer):
         wanted = ("method", *METHOD_SETTINGS[chosen["method"]])
         return {name: value for name, value in chosen.items() if name in wanted}
 
+    def settings(self) -> dict[str, object]:
+        """The method's settings, without its name."""
+        return {name: value for name, value in self.choice().items() if name != "method"}
+
     def label(self, choice: Mapping[str, object]) -> str:
-        settings = {name: value for name, value in choice.items() if name != "method"}
-        return ", ".join([str(choice["method"]).replace("_", "-"), *([describe(settings)] if settings else [])])
+        method, settings = choice["method"], {name: choice[name] for name in choice if name != "method"}
+        return ", ".join([method.replace("_", "-"), *([describe(settings)] if settings else [])])
 
     def answer(self) -> None:
         """Find the chosen head, or look up what fine-tuning brought, and redraw."""
@@ -533,16 +537,16 @@ class TransferExplorer(TrainingExplorer):
         if choice["method"] == "fine_tuning":
             super().answer()
             return
-        settings = {name: value for name, value in choice.items() if name != "method"}
         start = time.perf_counter()
-        accuracy = HEADS[choice["method"]](self.features, self.validation, **settings)["top1"]
+        accuracy = HEADS[choice["method"]](self.features, self.validation, **self.settings())["top1"]
         seconds = time.perf_counter() - start
-        self.add(self.label(choice), accuracy)
         self.status.value = (
             f"<b>{self.label(choice)}</b>: {accuracy:.2%} of the validation images, "
             f"with {len(self.features[1]):,} training images, in {seconds:.1f} s"
         )
-        self.draw()
+        with self.drawing:
+            self.add(self.label(choice), accuracy)
+            self.draw()
 
     def show_banked(self, label: str, runs: pd.DataFrame) -> None:
         accuracies = runs["validation_top1"]
@@ -563,11 +567,10 @@ class TransferExplorer(TrainingExplorer):
         choice = self.choice()
         if choice["method"] == "fine_tuning":
             return super().as_code()
-        settings = {name: value for name, value in choice.items() if name != "method"}
         function = HEADS[choice["method"]].__name__
         return (
             f"some = tuple(part[:{EXPLORED_FEATURES}] for part in train)\n"
-            f"lab.{function}(some, validation, {in_code(settings)})"
+            f"lab.{function}(some, validation, {in_code(self.settings())})"
         )
 
     def switch_buttons(self, *, training: bool) -> None:

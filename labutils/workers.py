@@ -16,7 +16,7 @@ from labutils.errors import SettingError, check_whole
 ANSWER_TIMEOUT_S = 6  # for an address to answer at all
 JOIN_TIMEOUT_S = {"auto": 8, "ray://": 120}  # for joining; behind ray:// a cluster first starts a server of its own
 JOIN_ATTEMPTS = 3  # now and then that server dies as it starts, which is seen half a minute later
-PARENT_POLL_S = 1.0
+PARENT_POLL_S = 1.0  # how often a worker looks whether its parent is still there
 MACHINES_LOST = 3  # how often Ray starts a worker again that went with its machine
 
 

@@ -27,6 +27,12 @@ def fails(*arguments):
     raise TypeError("no idea")
 
 
+def assert_rejected(verdict, word):
+    """A wrong answer is told so, and why."""
+    assert not verdict
+    assert word in verdict.message
+
+
 def test_parameters():
     assert check_parameters(right_parameters)
     for wrong in (
@@ -94,9 +100,7 @@ def test_the_last_depth_is_the_first_at_which_no_seed_learns():
     results = pd.concat([results, pd.DataFrame({"depth": [4], "validation_top1": [0.1]})])
     assert exercises.check_last_depth(3, results)
     for wrong, word in ((2, "80.0%"), (4, "first"), (7, "hold")):
-        verdict = exercises.check_last_depth(wrong, results)
-        assert not verdict
-        assert word in verdict.message
+        assert_rejected(exercises.check_last_depth(wrong, results), word)
     assert not exercises.check_last_depth(None, results)
 
 
@@ -174,9 +178,7 @@ def test_a_new_head_is_checked_by_what_must_stay():
         (lambda net, classes: None, "not NoneType"),
         (fails, "TypeError"),
     ):
-        verdict = exercises.check_new_head(wrong)
-        assert not verdict
-        assert word in verdict.message
+        assert_rejected(exercises.check_new_head(wrong), word)
     assert not exercises.check_new_head(None)
 
 
@@ -210,9 +212,7 @@ def test_labels_saved_are_read_off_the_line():
     )
     assert exercises.check_labels_saved(20, results, few=10)  # half the way from 10 to 40, in factors
     for wrong, word in ((25, "23.2%"), (10, "10.0%"), (1000, "10 to 100"), ("many", "10 to 100")):
-        verdict = exercises.check_labels_saved(wrong, results, few=10)
-        assert not verdict
-        assert word in verdict.message
+        assert_rejected(exercises.check_labels_saved(wrong, results, few=10), word)
     assert not exercises.check_labels_saved(None, results, few=10)
 
 
@@ -234,9 +234,7 @@ def test_the_distillation_loss_is_checked_term_by_term():
         (lambda *given: None, "yours: None"),
         (fails, "TypeError"),
     ):
-        verdict = exercises.check_distillation_loss(wrong)
-        assert not verdict
-        assert word in verdict.message
+        assert_rejected(exercises.check_distillation_loss(wrong), word)
     assert not exercises.check_distillation_loss(None)
 
 
