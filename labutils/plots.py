@@ -21,6 +21,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
+from scipy import stats
 
 PLAIN, RESIDUAL = "#D55E00", "#0072B2"
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # where neither plain nor residual is meant
@@ -593,7 +594,7 @@ class LiveAnswers(LiveChart):
 def gains(results: pd.DataFrame, *, rows: str, columns: str, labels: Mapping[str, str], caption: str = "") -> Chart:
     """By how much runs beat what they are compared with, as coloured cells: mean ± standard deviation over seeds.
 
-    A cell whose mean is more than two standard errors from 0 is set in bold type.
+    A cell is set in bold type if the 95 % confidence interval of its mean (Student's t) leaves out 0.
 
     Args:
         results: a row a run: the two settings, and its gain, a difference of fractions.
@@ -602,12 +603,12 @@ def gains(results: pd.DataFrame, *, rows: str, columns: str, labels: Mapping[str
         caption: what the data are.
     """
     cells = 100 * results.pivot_table(index=rows, columns=columns, values="gain", aggfunc=["mean", "std", "size"])
-    mean, spread, count = cells["mean"], cells["std"], cells["size"] / 100
+    mean, spread, count = cells["mean"], cells["std"], cells["size"] // 100
     text = (mean.map("{:+.2f}".format) + "\n± " + spread.map("{:.2f}".format)).where(mean.notna(), "")
     figure, ((axis,),) = chart(height=1.4 + 0.62 * len(mean), caption=caption)
     reach = mean.abs().max().max()
     mesh = heatmap(axis, mean, text, colours="PuOr", low=-reach, high=reach)
-    clear = (mean.abs() > 2 * spread / count**0.5).to_numpy().ravel()
+    clear = (mean.abs() > stats.t.ppf(0.975, count - 1) * spread / count**0.5).to_numpy().ravel()
     for cell, stands_out in zip(axis.texts, clear, strict=True):
         cell.set_weight("bold" if stands_out else "normal")
     axis.set(xlabel=labels[columns], ylabel=labels[rows])

@@ -142,47 +142,44 @@ def check_undisturbed(page):
     assert page.complaints == []
 
 
-def explorer_of(page):
-    explorer = page.locator(".widget-vbox:has(> img.widget-image)").last
-    explorer.scroll_into_view_if_needed()
-    return explorer
-
-
-def enabled(explorer, selector):
-    found = explorer.locator(selector)
-    return [found.nth(number) for number in range(found.count()) if found.nth(number).is_enabled()]
-
-
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_learner_runs_the_notebook_and_plays_with_its_explorer(notebook, jupyter, page):
+def test_a_learner_runs_the_notebook_and_plays_with_its_explorers(notebook, jupyter, page):
     run_all(page, jupyter, notebook.name)
     check_undisturbed(page)
-    explorer = explorer_of(page)
-    explorer.screenshot(path=SCREENSHOTS / f"{notebook.stem}.png")
+    explorers = page.locator(".widget-vbox:has(> img.widget-image)").all()
+    assert explorers
+    for number, explorer in enumerate(explorers):
+        play(explorer, f"{notebook.stem}_{number}")
+    check_undisturbed(page)
+
+
+def play(explorer, name):
+    """Do all that can be done with an explorer, and keep pictures of it by that name."""
+    explorer.scroll_into_view_if_needed()
+    explorer.screenshot(path=SCREENSHOTS / f"{name}.png")
     move_everything(explorer)
-    explorer.screenshot(path=SCREENSHOTS / f"{notebook.stem}_moved.png")
+    explorer.screenshot(path=SCREENSHOTS / f"{name}_moved.png")
     if explorer.locator("button:has-text('Train this now')").count():
         train_and_stop(explorer)
-        explorer.screenshot(path=SCREENSHOTS / f"{notebook.stem}_stopped.png")
+        explorer.screenshot(path=SCREENSHOTS / f"{name}_stopped.png")
     else:
         assert min(explorer.evaluate(MOVE, key) for key in ("ArrowLeft", "ArrowRight") * 3) < 150
     copy_the_code(explorer)
     reset(explorer)
-    check_undisturbed(page)
 
 
 def move_everything(explorer):
     """Move each slider and press each button of a setting: the code and what is said of the choice follow."""
     code, status = explorer.locator("pre"), explorer.locator("> .widget-html").first
-    for handle in enabled(explorer, ".widget-slider .noUi-target:not([disabled]) .noUi-handle"):
+    for handle in explorer.locator(".widget-slider .noUi-target:not([disabled]) .noUi-handle").all():
         before = code.text_content(), status.inner_text()
         handle.focus()
         at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
         handle.press("ArrowLeft" if at_the_end else "ArrowRight")
         expect(code).not_to_have_text(before[0])
         expect(status).not_to_have_text(before[1])
-    for button in enabled(explorer, ".widget-toggle-buttons button:not(.mod-active)"):
-        if button.is_disabled():  # by the button before: it belongs to another method
+    for button in explorer.locator(".widget-toggle-buttons button:not(.mod-active)").all():
+        if button.is_disabled():  # it belongs to another method than is chosen
             continue
         before = code.text_content()
         button.click()

@@ -345,7 +345,11 @@ def test_live_answers_move_their_bars_alone():
 def test_gains_that_differ_from_nothing_are_bold():
     rows = [
         {"alpha": alpha, "temperature": temperature, "gain": mean + spread * step}
-        for alpha, temperature, mean, spread in ((0.5, 1, 0.02, 0.001), (0.5, 4, 0.001, 0.02), (0.9, 4, -0.03, 0.001))
+        for alpha, temperature, mean, spread in (
+            (0.5, 1, 0.02, 0.001),
+            (0.5, 4, 0.02, 0.01),  # two standard deviations: of three values, not enough
+            (0.9, 4, -0.03, 0.001),
+        )
         for step in (-1, 0, 1)
     ]
     labels = {"alpha": "weight of the teacher", "temperature": "temperature"}
@@ -353,7 +357,7 @@ def test_gains_that_differ_from_nothing_are_bold():
     check_drawn(figure)
     axis = figure.axes[0]
     texts = {text.get_text(): text.get_weight() for text in axis.texts}
-    assert texts == {"+2.00\n± 0.10": "bold", "+0.10\n± 2.00": "normal", "": "normal", "-3.00\n± 0.10": "bold"}
+    assert texts == {"+2.00\n± 0.10": "bold", "+2.00\n± 1.00": "normal", "": "normal", "-3.00\n± 0.10": "bold"}
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("temperature", "weight of the teacher")
 
 
