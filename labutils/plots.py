@@ -9,6 +9,7 @@ import base64
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import matplotlib
 import numpy as np
@@ -461,13 +462,20 @@ def gradient_profiles(
 
 
 @styled
-def accuracies(results: pd.DataFrame, rows: Mapping[str, Mapping[str, object]], *, metric: str) -> Chart:
+def accuracies(
+    results: pd.DataFrame,
+    rows: Mapping[str, Mapping[str, object]],
+    *,
+    metric: str,
+    lines: Mapping[str, float] = MappingProxyType({}),
+) -> Chart:
     """Accuracies as dots, a faint one a run and a strong one for their mean, with a bar of one standard deviation.
 
     Args:
         results: a row a run, with the metric.
         rows: what each row shows, from the top, by its label: the columns' values that its runs have.
         metric: the column to show, fractions from 0 to 1.
+        lines: accuracies to compare with, a vertical line each, by their labels.
     """
     figure, ((axis,),) = chart(height=1.0 + 0.24 * len(rows), caption=origin(results))
     for place, (label, chosen) in enumerate(rows.items()):
@@ -476,6 +484,9 @@ def accuracies(results: pd.DataFrame, rows: Mapping[str, Mapping[str, object]], 
         axis.plot(runs, [place] * len(runs), "o", color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
         spread = 0 if len(runs) == 1 else runs.std()
         axis.errorbar(runs.mean(), place, xerr=spread, fmt="D", color=colour, markersize=4)
+    for label, accuracy in lines.items():
+        axis.axvline(accuracy, color="black", ls="--", lw=1.4)
+        axis.annotate(label, (accuracy, 0), xytext=(-4, 0), textcoords="offset points", ha="right", va="center")
     axis.set_yticks(range(len(rows)), rows)
     axis.set(xlabel="correct (%)", ylim=(len(rows) - 0.5, -0.5))
     axis.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
@@ -621,13 +632,15 @@ def reliability(tables: Mapping[str, pd.DataFrame], *, caption: str = "") -> Cha
     """How often networks are right when they are so sure (Guo et al. 2017), a panel a network; on the line: calibrated.
 
     Args:
-        tables: by the network's name, a row a bin of confidence: confidence, accuracy and share of the images.
+        tables: by the network's name, a row a bin of confidence: confidence, accuracy and share of the images. A name
+            that begins with "residual" makes it one for the colour, any other a plain one.
         caption: what the data are.
     """
     figure, axes = chart(1, len(tables), height=3.6, caption=caption, sharey=True)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         axis.plot([0, 1], [0, 1], color="black", ls=":", lw=1.4)
-        axis.scatter(table["confidence"], table["accuracy"], s=8 + 900 * table["share"], color=RESIDUAL, alpha=0.6)
+        sizes, colour = 8 + 900 * table["share"], RESIDUAL if name.startswith("residual") else PLAIN
+        axis.scatter(table["confidence"], table["accuracy"], s=sizes, color=colour, alpha=0.6, clip_on=False)
         axis.set(title=name, xlabel="confidence (%)", xlim=(0, 1.02), ylim=(0, 1.02))
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_formatter(PercentFormatter(1, symbol=""))

@@ -179,8 +179,10 @@ def test_a_live_profile_is_redrawn_with_what_came_before():
 
 def test_accuracies_draw_a_row_a_setting(results):
     rows = {"plain, depth 1": {"depth": 1}, "residual, depth 4": {"depth": 4}}
-    (axis,) = plots.accuracies(results, rows, metric="test_top1").axes
+    (axis,) = plots.accuracies(results, rows, metric="test_top1", lines={"teacher": 0.97}).axes
     assert [label.get_text() for label in axis.get_yticklabels()] == list(rows)
+    assert [line.get_xdata() for line in axis.lines if line.get_linestyle() == "--"] == [[0.97, 0.97]]
+    assert [text.get_text() for text in axis.texts] == ["teacher"]
 
 
 @pytest.fixture
@@ -363,8 +365,11 @@ def test_gains_that_differ_from_nothing_are_bold():
 
 def test_reliability_draws_a_dot_a_bin():
     table = pd.DataFrame({"confidence": [0.3, 0.9], "accuracy": [0.2, 0.7], "share": [0.25, 0.75]})
-    figure = plots.reliability({"teacher": table, "student": table}, caption="some digits")
+    figure = plots.reliability({"residual teacher": table, "student": table}, caption="some digits")
     check_drawn(figure)
-    dots = figure.axes[0].collections[0]
+    dots, others = (axis.collections[0] for axis in figure.axes)
+    assert [to_rgb(drawn.get_facecolor()[0][:3]) for drawn in (dots, others)] == [
+        to_rgb(colour) for colour in (plots.RESIDUAL, plots.PLAIN)
+    ]
     assert np.allclose(dots.get_offsets(), [[0.3, 0.2], [0.9, 0.7]])
     assert dots.get_sizes()[1] > 2 * dots.get_sizes()[0]
