@@ -286,7 +286,9 @@ class TrainingExplorer(Explorer):
         )
 
     def grow(self, label: str, growth: "Growth") -> None:
-        """Show how far a training is."""
+        """Show how far a training is; once it is to stop, that would only hold it up."""
+        if self.stopping.is_set():
+            return
         self.progress.value, self.time_left.value = growth.epochs, growth.time_left
         with self.drawing:
             self.growing = {label: growth.frame}

@@ -46,6 +46,13 @@ PRESS = (
     const explorer = button.closest('.widget-vbox'), act = () => button.click();"""
     + WAIT
 )
+# From the click until another training could begin.
+STOP = """async (button) => {
+    const train = button.parentElement.querySelector('button'), start = performance.now();
+    button.click();
+    while (train.disabled && performance.now() - start < 10000) await new Promise(requestAnimationFrame);
+    return performance.now() - start;
+}"""
 # So many epochs that there is something left to stop.
 LONG = (r"(Explorer\(\s+experiment(\.override\(.*?\))?),", r"\1.override(epochs=5000),")
 
@@ -215,10 +222,8 @@ def train_and_stop(explorer):
         expect(reset).to_be_disabled()
         expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible(timeout=20_000)
         explorer.locator(".widget-slider .noUi-target:not([disabled]) .noUi-handle").first.press(key)
-        start = time.perf_counter()
-        stop.click()
+        to_stop.append(stop.evaluate(STOP))
         expect(train).to_be_enabled()
-        to_stop.append(time.perf_counter() - start)
         expect(explorer.get_by_text("stopped early by you")).to_be_visible()
     assert min(to_first_point) < 1_000, to_first_point
-    assert min(to_stop) < 1, to_stop
+    assert min(to_stop) < 1_000, to_stop
