@@ -5,6 +5,7 @@ import html
 import io
 import re
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -282,10 +283,19 @@ def banked(store):
         explorer.worker.join(60)
 
 
-def test_a_banked_choice_is_drawn_as_soon_as_it_is_made(banked):
+def last_drawn(explorer, monkeypatch):
+    """The curves that an explorer draws, and their caption."""
+    history = Mock(wraps=lab.plots.history)
+    monkeypatch.setattr(lab.plots, "history", history)
+    explorer.draw()
+    return history.call_args.args[0], history.call_args.kwargs["caption"]
+
+
+def test_a_banked_choice_is_drawn_as_soon_as_it_is_made(banked, monkeypatch):
     first = picture(banked)
+    frames, _ = last_drawn(banked, monkeypatch)
     label = "blocks 1-1-1-1, width 2, residual no (bank, n = 2)"
-    assert banked.shown[label]["validation_accuracy"].tolist() == pytest.approx([0.3, 0.55])
+    assert frames[label]["validation_accuracy"].tolist() == pytest.approx([0.3, 0.55])
     assert "55.00% ± 7.07%" in banked.status.value
     assert "1.0 minutes" in banked.status.value
     banked.controls["residual"].value = True
@@ -309,10 +319,12 @@ def test_a_choice_that_is_not_banked_can_be_trained(banked):
     assert not banked.runs
 
 
-def test_a_single_banked_run_has_no_spread(banked):
-    banked.banked = banked.banked[banked.banked["seed"] == 0]
+def test_a_single_banked_run_has_no_spread(banked, monkeypatch):
+    banked.reset_button.click()
+    banked.banked = banked.banked[~banked.banked["residual"] | (banked.banked["seed"] == 0)]
     banked.controls["residual"].value = True
     assert "validation accuracy 50.00% after" in banked.status.value
+    assert "n = 1 seeds" in last_drawn(banked, monkeypatch)[1]
 
 
 @pytest.fixture
