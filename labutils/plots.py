@@ -613,8 +613,8 @@ def gains(results: pd.DataFrame, *, rows: str, columns: str, labels: Mapping[str
         labels: what the settings are called, by their names.
         caption: what the data are.
     """
-    cells = 100 * results.pivot_table(index=rows, columns=columns, values="gain", aggfunc=["mean", "std", "size"])
-    mean, spread, count = cells["mean"], cells["std"], cells["size"] // 100
+    cells = results.pivot_table(index=rows, columns=columns, values="gain", aggfunc=["mean", "std", "size"])
+    mean, spread, count = 100 * cells["mean"], 100 * cells["std"], cells["size"]
     text = (mean.map("{:+.2f}".format) + "\n± " + spread.map("{:.2f}".format)).where(mean.notna(), "")
     figure, ((axis,),) = chart(height=1.4 + 0.62 * len(mean), caption=caption)
     reach = mean.abs().max().max()
