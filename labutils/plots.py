@@ -218,6 +218,11 @@ def line_styles(labels: Sequence[str]) -> dict[str, dict[str, object]]:
     return {label: styles[label] for label in labels}
 
 
+def kind_colour(label: str) -> str:
+    """The colour of a net whose label begins with "residual", or of a plain one."""
+    return RESIDUAL if label.startswith("residual") else PLAIN
+
+
 def shaded(colour: str, share: float) -> tuple[float, ...]:
     """A colour darkened to a share of its brightness."""
     return tuple(share * channel for channel in to_rgb(colour))
@@ -480,7 +485,7 @@ def accuracies(
     figure, ((axis,),) = chart(height=1.0 + 0.24 * len(rows), caption=origin(results))
     for place, (label, chosen) in enumerate(rows.items()):
         runs = matching(results, chosen)[metric]
-        colour = RESIDUAL if label.startswith("residual") else PLAIN
+        colour = kind_colour(label)
         axis.plot(runs, [place] * len(runs), "o", color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
         spread = 0 if len(runs) == 1 else runs.std()
         axis.errorbar(runs.mean(), place, xerr=spread, fmt="D", color=colour, markersize=4)
@@ -639,8 +644,14 @@ def reliability(tables: Mapping[str, pd.DataFrame], *, caption: str = "") -> Cha
     figure, axes = chart(1, len(tables), height=3.6, caption=caption, sharey=True)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         axis.plot([0, 1], [0, 1], color="black", ls=":", lw=1.4)
-        sizes, colour = 8 + 900 * table["share"], RESIDUAL if name.startswith("residual") else PLAIN
-        axis.scatter(table["confidence"], table["accuracy"], s=sizes, color=colour, alpha=0.6, clip_on=False)
+        axis.scatter(
+            table["confidence"],
+            table["accuracy"],
+            s=8 + 900 * table["share"],
+            color=kind_colour(name),
+            alpha=0.6,
+            clip_on=False,
+        )
         axis.set(title=name, xlabel="confidence (%)", xlim=(0, 1.02), ylim=(0, 1.02))
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_formatter(PercentFormatter(1, symbol=""))

@@ -151,7 +151,7 @@ class TrainingExplorer(Explorer):
         banked: pd.DataFrame | None = None,
     ):
         self.experiment, self.banked = experiment, banked
-        self.shown: dict[str, pd.DataFrame] = {}  # from the bank
+        self.shown: dict[str, tuple[pd.DataFrame, str]] = {}  # curves from the bank, and what they rest on
         self.runs: dict[str, Run] = {}
         self.growing: dict[str, pd.DataFrame] = {}  # the curve of what is in training
         self.worker: threading.Thread | None = None
@@ -204,7 +204,7 @@ class TrainingExplorer(Explorer):
     def show_banked(self, label: str, epochs: pd.DataFrame) -> None:
         """Add a choice from the bank to what is drawn."""
         self.shown.pop(label, None)
-        self.shown[label] = epochs
+        self.shown[label] = epochs.groupby("epoch", as_index=False).mean(numeric_only=True), plots.origin(epochs)
         final = epochs[epochs["epoch"] == epochs["epoch"].max()]
         accuracy, minutes = final["validation_accuracy"], epochs.groupby("run")["seconds"].sum().mean() / 60
         self.status.value = (
@@ -303,14 +303,11 @@ class TrainingExplorer(Explorer):
 
     def draw(self) -> None:
         """Redraw the figure: the finished choices, and one that is growing."""
-        means = {
-            label: epochs.groupby("epoch", as_index=False).mean(numeric_only=True)
-            for label, epochs in self.shown.items()
-        }
+        banked = {label: curves for label, (curves, _) in self.shown.items()}
         frames = {label: finished.history.frame for label, finished in self.runs.items() if label not in self.growing}
-        frames = dict(list((means | frames).items())[-REMEMBERED:]) | self.growing
+        frames = dict(list((banked | frames).items())[-REMEMBERED:]) | self.growing
         sources = {"{data} ({source})".format(**finished.metrics) for finished in self.runs.values()}
-        sources |= {plots.origin(epochs) for epochs in self.shown.values()}
+        sources |= {origin for _, origin in self.shown.values()}
         self.figure.value = plots.history(frames, caption=", ".join(sorted(sources))).png()
 
 
