@@ -92,6 +92,7 @@ def test_the_readme_gives_the_banks_figures():
     transfers = lab.load_results("transfer_ladder").query("not progressive")
     started = transfers.query("backbone != 'none'")
     students = lab.load_results("distillation").query("not residual")
+    few = lab.load_results("distillation_data").query("per_class == 450")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for runs in (
         plain.query("depth == 2 and width == 128"),
@@ -113,8 +114,10 @@ def test_the_readme_gives_the_banks_figures():
         lab.load_results("transfer_wide").query("method == 'probe'"),
         students.query("teacher == 'none' and label_smoothing == 0"),
         students.query("teacher == 'none' and label_smoothing > 0"),
-        students.query("alpha == 0.7"),
+        students.query("alpha == 0.7 and temperature == 3"),
         students.query("consistent"),
+        few.query("teacher == 'none'"),
+        few.query("teacher != 'none'"),
     ):
         assert len(runs) >= 3
         assert f"{100 * runs['test_top1'].mean():.2f} ± {100 * runs['test_top1'].std():.2f} %" in readme
