@@ -69,6 +69,7 @@ def execute(notebook: nbformat.NotebookNode, profile: str) -> nbformat.NotebookN
         timeout=CELL_TIMEOUT_S[profile],
         record_timing=False,
         store_widget_state=False,
+        coalesce_streams=True,  # else where an output is cut into pieces depends on the moment
         resources={"metadata": {"path": NOTEBOOKS}},
     )
     client.execute(env=os.environ | {"LABUTILS_PROFILE": profile, "TQDM_DISABLE": "1"})

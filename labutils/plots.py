@@ -52,15 +52,27 @@ DOTS_PER_INCH = 144  # drawn at this, shown at 100: sharp on any screen
 class Chart(Figure):
     """A figure that shows itself in a notebook; needs no pyplot, so it can also be drawn in a background thread."""
 
+    def drawn(self) -> FigureCanvasAgg:
+        """A canvas with the figure on it, drawn once, where savefig lays out and draws twice."""
+        self.set_dpi(DOTS_PER_INCH)
+        canvas = FigureCanvasAgg(self)
+        canvas.draw()
+        return canvas
+
     def png(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-        return buffer.getvalue()
+        return as_png(self.drawn())
 
     def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
         width = round(self.get_figwidth() * 100)
         bundle = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": f"<Chart, {width} px wide>"}
         return bundle, {"image/png": {"width": width}}
+
+
+def as_png(canvas: FigureCanvasAgg) -> bytes:
+    """What is drawn on a canvas, as the content of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(file, format="png", compress_level=3)  # as fast as 1
+    return file.getvalue()
 
 
 def styled(draw: Callable[..., Chart]) -> Callable[..., Chart]:
@@ -93,8 +105,8 @@ def origin(results: pd.DataFrame) -> str:
         return ", ".join(map(str, results[column].unique()))
 
     return (
-        f"{distinct('data')} ({distinct('source')}); n = {seeds} seeds; {distinct('epochs')} epochs; "
-        f"{distinct('processor')}; torch {distinct('torch')}"
+        f"{distinct('data')} ({distinct('source')}); n = {seeds} seed{'s' if seeds > 1 else ''}; "
+        f"{distinct('epochs')} epochs; {distinct('processor')}; torch {distinct('torch')}"
     )
 
 
@@ -132,7 +144,7 @@ def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: st
                 values = frame[f"{part}_{measured}"]
                 marker = "o" if values.count() == 1 else None  # which no line shows
                 axes.plot(frame["epoch"], values, stroke, label=label, marker=marker, **style)
-    left.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
+    left.set(title="Loss", xlabel="epoch", ylabel="loss (nats)")
     right.set(title="Accuracy", xlabel="epoch", ylabel="correct (%)")
     right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     for axes in (left, right):
@@ -409,6 +421,7 @@ def ladder(
     figure, ((left, right),) = chart(
         1, 2, height=1.2 + 0.3 * len(rungs), caption=origin(results), gridspec_kw={"width_ratios": (3, 2)}
     )
+    places = []
     for number, chosen in enumerate(rungs.values(), start=1):
         runs = matching(results, chosen)
         bar = {"fmt": "o", "color": RESIDUAL if runs["residual"].eq(True).all() else PLAIN, "capsize": 2}
@@ -416,9 +429,9 @@ def ladder(
         left.errorbar(correct.mean(), number, xerr=correct.std(), ms=6, **bar)
         if runs[mirrored].notna().all():
             left.errorbar(runs[mirrored].mean(), number, xerr=runs[mirrored].std(), ms=6, mfc="white", **bar)
-        place = (cost.mean(), correct.mean())
-        right.errorbar(*place, xerr=cost.std(), yerr=correct.std(), ms=12, alpha=0.8, **bar)
-        right.annotate(str(number), place, color="white", ha="center", va="center", fontsize=8, weight="bold")
+        places.append((cost.mean(), correct.mean()))
+        right.errorbar(*places[-1], xerr=cost.std(), yerr=correct.std(), ms=12, alpha=0.8, **bar)
+    write_numbers(right, places)
     left.set_yticks(range(1, len(rungs) + 1), [f"{name}  {number}" for number, name in enumerate(rungs, start=1)])
     left.set(xlabel="correct (%); hollow: with the mirror image", ylim=(len(rungs) + 0.5, 0.5))
     left.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
@@ -428,6 +441,23 @@ def ladder(
         right.set_xlim(-2e3, 2 * right.get_xlim()[1])
     right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     return figure
+
+
+def write_numbers(axis: Axes, places: Sequence[tuple[float, float]]) -> None:
+    """Number markers at (cost, accuracy) from 1: in the marker, or side by side where several lie in one place."""
+    near = 0.03 * np.ptp([accuracy for _, accuracy in places])
+    piles: dict[tuple[float, float], list[str]] = {}
+    for number, (cost, accuracy) in enumerate(places, start=1):
+        alike = [place for place in piles if np.isclose(place[0], cost, rtol=0.1) and abs(place[1] - accuracy) <= near]
+        piles.setdefault(alike[0] if alike else (cost, accuracy), []).append(str(number))
+    style = {"va": "center", "fontsize": 8, "weight": "bold"}
+    for place, numbers in piles.items():
+        if len(numbers) == 1:
+            axis.annotate(numbers[0], place, ha="center", color="white", **style)
+        else:
+            axis.annotate(
+                " ".join(numbers), place, ha="right", xytext=(-9, 0), textcoords="offset points", color="0.2", **style
+            )
 
 
 @styled
@@ -503,16 +533,8 @@ class LiveChart:
 
     def settle(self, figure: Chart) -> None:
         """Draw a figure once, after which things stay where they stand."""
-        figure.set_dpi(DOTS_PER_INCH)
-        self.canvas = FigureCanvasAgg(figure)
-        self.canvas.draw()
+        self.canvas = figure.drawn()
         figure.set_layout_engine("none")
-
-    def picture(self) -> bytes:
-        """The canvas as it is now, as PNG."""
-        file = io.BytesIO()
-        Image.fromarray(np.asarray(self.canvas.buffer_rgba())).save(file, format="png", compress_level=1)
-        return file.getvalue()
 
 
 class LiveProfile(LiveChart):
@@ -562,7 +584,7 @@ class LiveProfile(LiveChart):
         self.axis.set(xlim=(0.5, deepest + 0.5), ylim=(10 ** (low - margin), 10 ** (high + margin)))
         self.axis.legend(handles=[self.line, self.theory] if rate is not None else [self.line], loc="best")
         self.canvas.draw()
-        return self.picture()
+        return as_png(self.canvas)
 
 
 class LiveAnswers(LiveChart):
@@ -603,7 +625,7 @@ class LiveAnswers(LiveChart):
             for bar, probability in zip(bars, row, strict=True):
                 bar.set_width(probability)
                 bar.axes.draw_artist(bar)
-        return self.picture()
+        return as_png(self.canvas)
 
 
 @styled

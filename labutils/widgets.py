@@ -151,7 +151,7 @@ class TrainingExplorer(Explorer):
         banked: pd.DataFrame | None = None,
     ):
         self.experiment, self.banked = experiment, banked
-        self.shown: dict[str, tuple[pd.DataFrame, str]] = {}  # curves from the bank, and what they rest on
+        self.curves: dict[str, tuple[pd.DataFrame, str]] = {}  # finished ones, and what they rest on
         self.runs: dict[str, Run] = {}
         self.growing: dict[str, pd.DataFrame] = {}  # the curve of what is in training
         self.worker: threading.Thread | None = None
@@ -168,7 +168,7 @@ class TrainingExplorer(Explorer):
         self.time_left = ipywidgets.Label()
         for finished in earlier:
             settings = finished.experiment.bare_settings()
-            self.runs[self.label({name: settings.get(name) for name in choices})] = finished
+            self.add_run(self.label({name: settings.get(name) for name in choices}), finished)
         super().__init__(
             choices,
             experiment.bare_settings(),
@@ -203,8 +203,8 @@ class TrainingExplorer(Explorer):
 
     def show_banked(self, label: str, epochs: pd.DataFrame) -> None:
         """Add a choice from the bank to what is drawn."""
-        self.shown.pop(label, None)
-        self.shown[label] = epochs.groupby("epoch", as_index=False).mean(numeric_only=True), plots.origin(epochs)
+        means = epochs.groupby("epoch", as_index=False).mean(numeric_only=True)
+        remember(self.curves, label, (means, plots.origin(epochs)))
         final = epochs[epochs["epoch"] == epochs["epoch"].max()]
         accuracy, minutes = final["validation_accuracy"], epochs.groupby("run")["seconds"].sum().mean() / 60
         self.status.value = (
@@ -219,12 +219,16 @@ class TrainingExplorer(Explorer):
         if not epochs:
             self.status.value = f"<b>{label}</b>{stopped}, before its first epoch ended"
             return
-        self.runs.pop(label, None)
-        self.runs[label] = finished
+        self.add_run(label, finished)
         self.status.value = (
             f"<b>{label}</b>{stopped}: validation accuracy {metrics.get('validation_top1', math.nan):.2%} "
             f"after {epochs} epochs, {metrics['parameters']:,} parameters"
         )
+
+    def add_run(self, label: str, finished: Run) -> None:
+        """Keep a run, and its curve as the newest."""
+        self.runs[label] = finished
+        remember(self.curves, label, (finished.history.frame, "{data} ({source})".format(**finished.metrics)))
 
     def as_code(self) -> str:
         return (
@@ -296,19 +300,16 @@ class TrainingExplorer(Explorer):
 
     def reset(self) -> None:
         self.runs.clear()
-        self.shown.clear()
+        self.curves.clear()
         self.progress.value = 0
         self.status.value = INVITATION
         self.draw()
 
     def draw(self) -> None:
         """Redraw the figure: the finished choices, and one that is growing."""
-        banked = {label: curves for label, (curves, _) in self.shown.items()}
-        frames = {label: finished.history.frame for label, finished in self.runs.items() if label not in self.growing}
-        frames = dict(list((banked | frames).items())[-REMEMBERED:]) | self.growing
-        sources = {"{data} ({source})".format(**finished.metrics) for finished in self.runs.values()}
-        sources |= {origin for _, origin in self.shown.values()}
-        self.figure.value = plots.history(frames, caption=", ".join(sorted(sources))).png()
+        frames = {label: frame for label, (frame, _) in self.curves.items() if label not in self.growing}
+        caption = "; ".join(sorted({origin for _, origin in self.curves.values()}))
+        self.figure.value = plots.history(frames | self.growing, caption=caption).png()
 
 
 class Growth:
@@ -547,23 +548,18 @@ class TransferExplorer(TrainingExplorer):
             f"with {len(self.features[1]):,} training images, in {seconds:.1f} s"
         )
         with self.drawing:
-            self.add(self.label(choice), accuracy)
+            remember(self.found, self.label(choice), accuracy)
             self.draw()
 
     def show_banked(self, label: str, runs: pd.DataFrame) -> None:
         accuracies = runs["validation_top1"]
-        self.add(label, accuracies.mean())
+        remember(self.found, label, accuracies.mean())
         self.status.value = f"<b>{label}</b>: {mean_and_spread(accuracies)} of the validation images"
 
     def show_run(self, label: str, finished: Run) -> None:
         super().show_run(label, finished)
         if label in self.runs:
-            self.add(label, finished.metrics["validation_top1"])
-
-    def add(self, label: str, accuracy: float) -> None:
-        """Make it the newest of what was found."""
-        self.found.pop(label, None)
-        self.found[label] = accuracy
+            remember(self.found, label, finished.metrics["validation_top1"])
 
     def as_code(self) -> str:
         choice = self.choice()
@@ -589,8 +585,15 @@ class TransferExplorer(TrainingExplorer):
         if self.growing:
             super().draw()
             return
-        found = dict(list(self.found.items())[-REMEMBERED:])
-        self.figure.value = plots.scores(found, caption=self.caption).png()
+        self.figure.value = plots.scores(self.found, caption=self.caption).png()
+
+
+def remember(kept: dict[str, object], label: str, what: object) -> None:
+    """Make it the newest of what is kept, and forget the oldest."""
+    kept.pop(label, None)
+    kept[label] = what
+    if len(kept) > REMEMBERED:
+        del kept[next(iter(kept))]
 
 
 def predict_rate(model: MLP) -> tuple[float | None, str]:

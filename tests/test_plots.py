@@ -260,6 +260,13 @@ def test_a_ladder_numbers_its_rungs(results):
     assert {text.get_text() for text in right.texts} == {"1", "2"}
 
 
+def test_a_ladder_writes_the_numbers_of_rungs_in_one_place_side_by_side(results):
+    alike = results.assign(seconds=100.0 + results["depth"], residual=True, test_flips_top1=np.nan)
+    rungs = {"one": {"depth": 1}, "the same again": {"depth": 1}, "four": {"depth": 4}}
+    right = plots.ladder(alike, rungs).axes[1]
+    assert [text.get_text() for text in right.texts] == ["1 2", "3"]
+
+
 def test_histories_that_say_plain_or_residual_are_coloured_so():
     figure = plots.history({"width 8, residual no": FRAME, "width 8, residual yes": FRAME})
     colours = {line.get_label(): to_rgb(line.get_color()) for line in figure.axes[1].lines}

@@ -300,7 +300,7 @@ def test_a_banked_choice_is_drawn_as_soon_as_it_is_made(banked, monkeypatch):
     assert "1.0 minutes" in banked.status.value
     banked.controls["residual"].value = True
     assert not np.array_equal(first, picture(banked))
-    assert [name.split(" (")[0][-3:] for name in banked.shown] == [" no", "yes"]
+    assert [name.split(" (")[0][-3:] for name in banked.curves] == [" no", "yes"]
 
 
 def test_a_choice_that_is_not_banked_can_be_trained(banked):
@@ -315,8 +315,18 @@ def test_a_choice_that_is_not_banked_can_be_trained(banked):
     assert "validation accuracy" in banked.status.value
     assert not np.array_equal(drawn, picture(banked))
     banked.reset_button.click()
-    assert not banked.shown
+    assert not banked.curves
     assert not banked.runs
+
+
+def test_the_five_newest_choices_are_drawn_whether_trained_or_banked(banked, monkeypatch):
+    press(banked)
+    (finished,) = banked.runs.values()
+    for number in range(6):
+        banked.add_run(f"trained {number}", finished)
+    banked.controls["residual"].value = True
+    drawn = [name.split(" (bank")[0] for name in last_drawn(banked, monkeypatch)[0]]
+    assert drawn == [*(f"trained {number}" for number in range(2, 6)), "blocks 1-1-1-1, width 2, residual yes"]
 
 
 def test_a_single_banked_run_has_no_spread(banked, monkeypatch):
@@ -324,7 +334,7 @@ def test_a_single_banked_run_has_no_spread(banked, monkeypatch):
     banked.banked = banked.banked[~banked.banked["residual"] | (banked.banked["seed"] == 0)]
     banked.controls["residual"].value = True
     assert "validation accuracy 50.00% after" in banked.status.value
-    assert "n = 1 seeds" in last_drawn(banked, monkeypatch)[1]
+    assert "n = 1 seed;" in last_drawn(banked, monkeypatch)[1]
 
 
 @pytest.fixture
