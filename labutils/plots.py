@@ -87,10 +87,16 @@ def styled(draw: Callable[..., Chart]) -> Callable[..., Chart]:
 
 
 def chart(
-    rows: int = 1, columns: int = 1, *, height: float, caption: str = "", **options: object
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    height: float,
+    caption: str = "",
+    layout: str | None = "constrained",
+    **options: object,
 ) -> tuple[Chart, np.ndarray]:
     """An empty chart of the course's width and its axes, (rows, columns); height in inches."""
-    figure = Chart(figsize=(WIDTH_IN, height), layout="constrained")
+    figure = Chart(figsize=(WIDTH_IN, height), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     if caption:
         figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35")
@@ -129,7 +135,11 @@ def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: st
     if isinstance(histories, pd.DataFrame):
         histories = {"": histories}
     named = [name for name in histories if name]
-    figure, ((left, right),) = chart(1, 2, height=3.4 + 0.2 * len(named), caption=caption)
+    above = 0.6 + 0.2 * len(named) if named else 0.35  # inches, as below: with a layout of its own, which would take
+    below = 0.75  # as long again to find, what is in training could only be redrawn half as often
+    height = 2.5 + above + below
+    figure, ((left, right),) = chart(1, 2, height=height, caption=caption, layout=None)
+    figure.subplots_adjust(left=0.1, right=0.99, bottom=below / height, top=1 - above / height, wspace=0.28)
     newest_first = [PLAIN, *OTHERS]
     for age, (name, frame) in enumerate(reversed(histories.items())):
         colour = newest_first[age] if age < len(newest_first) else FAINT
@@ -145,13 +155,14 @@ def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: st
                 marker = "o" if values.count() == 1 else None  # which no line shows
                 axes.plot(frame["epoch"], values, stroke, label=label, marker=marker, **style)
     left.set(title="Loss", xlabel="epoch", ylabel="loss (nats)")
+    left.ticklabel_format(axis="y", scilimits=(-2, 3))  # a diverging loss, too, finds room beside the axis
     right.set(title="Accuracy", xlabel="epoch", ylabel="correct (%)")
     right.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if named:
-        figure.legend(handles=right.lines[::2], loc="outside upper left", title="solid: validation, dashed: training",
-                      alignment="left", fontsize=9, title_fontsize=9)  # fmt: skip
+        figure.legend(handles=right.lines[::2], loc="upper left", title="solid: validation, dashed: training",
+                      alignment="left", fontsize=9, title_fontsize=9, borderaxespad=0.2)  # fmt: skip
     elif histories:
         right.legend()
     else:

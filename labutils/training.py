@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
 SCHEDULERS = (None, "cosine", "plateau", "onecycle")
 PRECISIONS = ("auto", "fp32", "bf16")
-EVALUATION_BATCH = 2_000
+EVALUATION_BATCH = 250  # a stop is heeded between two; of 2,000 an evaluation is 1.07 times as fast, on two cores
 WHITENING_IMAGES = 5_000  # whose patches the first filters are made from
 WARM_UP = 0.1  # share of one cycle's steps in which the learning rate rises
 LOSS_CHECK_STEPS = 100  # how often the losses so far are looked at; each look waits for a GPU

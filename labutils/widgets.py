@@ -150,7 +150,8 @@ class TrainingExplorer(Explorer):
         earlier: Sequence[Run] = (),
         banked: pd.DataFrame | None = None,
     ):
-        self.experiment, self.banked = experiment, banked
+        # Gradients are shown nowhere here, and to measure those of a CNN would hold up a Stop by seconds.
+        self.experiment, self.banked = experiment.override(**{"tracking.gradients": False}), banked
         self.curves: dict[str, tuple[pd.DataFrame, str]] = {}  # finished ones, and what they rest on
         self.runs: dict[str, Run] = {}
         self.growing: dict[str, pd.DataFrame] = {}  # the curve of what is in training
@@ -258,12 +259,14 @@ class TrainingExplorer(Explorer):
 
     def work(self, choice: Mapping[str, object]) -> None:
         """The thread's work: train, drawing as it goes."""
-        # Outside the main thread OpenMP wakes its threads anew for each operation: two are five times slower than one.
-        torch.set_num_threads(1)
         label = self.label(choice)
         self.status.value = f"Training {label} …"
         try:
             experiment = self.experiment.override(**choice)
+            if experiment.model["kind"] == "mlp":
+                # Outside the main thread OpenMP wakes its threads anew for each operation. For as small ones as an
+                # MLP's two are five times slower than one; for those of a CNN they are faster.
+                torch.set_num_threads(1)
             self.progress.value, self.progress.max = 0, experiment.training.epochs
             growth = Growth(experiment.training.epochs, functools.partial(self.grow, label))
             with stoppable(self.stopping):

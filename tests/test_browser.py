@@ -27,11 +27,16 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
-# From the key, and from the click, to the new picture, in milliseconds as the page sees them.
+# From the key, and from the click, to the new picture, in milliseconds as the page sees them. An observer waits for it:
+# to look in each frame would keep a core busy with drawing frames.
 WAIT = """
-    const picture = explorer.querySelector('img.widget-image'), before = picture.src, start = performance.now();
+    const picture = explorer.querySelector('img.widget-image'), start = performance.now();
+    const changed = new Promise((done) => {
+        new MutationObserver(done).observe(picture, {attributeFilter: ['src']});
+        setTimeout(done, 10000);
+    });
     act();
-    while (picture.src === before && performance.now() - start < 10000) await new Promise(requestAnimationFrame);
+    await changed;
     await picture.decode();
     return performance.now() - start;
 }"""
@@ -49,8 +54,12 @@ PRESS = (
 # From the click until another training could begin.
 STOP = """async (button) => {
     const train = button.parentElement.querySelector('button'), start = performance.now();
+    const enabled = new Promise((done) => {
+        new MutationObserver(() => train.disabled || done()).observe(train, {attributeFilter: ['disabled']});
+        setTimeout(done, 10000);
+    });
     button.click();
-    while (train.disabled && performance.now() - start < 10000) await new Promise(requestAnimationFrame);
+    await enabled;
     return performance.now() - start;
 }"""
 # So many epochs that there is something left to stop.

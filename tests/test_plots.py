@@ -1,5 +1,6 @@
 import base64
 import io
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -71,6 +72,26 @@ def test_the_newest_of_many_histories_stands_out():
     assert colours["choice 7"] == plots.PLAIN
     assert colours["choice 0"] == plots.FAINT
     assert text_of(plots.history({})).count("nothing trained so far") == 2
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize("losses", [[12345.6, 2.3, 0.1], [2.3024, 2.3026, 2.3036]])
+def test_nothing_in_a_history_lies_over_something_else(count, losses):
+    shares = [0.11346, 0.11354, 0.11362]
+    frame = pd.DataFrame({"epoch": [1, 2, 3]})
+    for part in ("train", "validation"):
+        frame = frame.assign(**{f"{part}_loss": losses, f"{part}_accuracy": shares})
+    frames = {f"choice {number}": frame for number in range(count)} if count else frame
+    figure = plots.history(frames, caption="some digits")
+    renderer = figure.drawn().get_renderer()
+    boxes = [axes.get_tightbbox(renderer) for axes in figure.axes]
+    boxes += [part.get_window_extent(renderer) for part in (*figure.texts, *figure.legends)]
+    assert len(boxes) == 3 + bool(count)
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    for box in boxes:
+        assert figure.bbox.contains(box.x0, box.y0)
+        assert figure.bbox.contains(box.x1, box.y1)
 
 
 def test_heatmap_shows_mean_and_spread_over_seeds(results):
