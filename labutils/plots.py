@@ -8,6 +8,7 @@ itself what its data are.
 import base64
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -46,6 +47,7 @@ STYLE = {
     "lines.linewidth": 1.8,
 }
 WIDTH_IN = 8.5
+CAPTION_CHARACTERS = 140  # in a line as long
 DOTS_PER_INCH = 144  # drawn at this, shown at 100: sharp on any screen
 
 
@@ -99,7 +101,7 @@ def chart(
     figure = Chart(figsize=(WIDTH_IN, height), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     if caption:
-        figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35")
+        figure.supxlabel(textwrap.fill(caption, CAPTION_CHARACTERS), x=0.01, ha="left", fontsize=8, color="0.35")
     return figure, axes
 
 
@@ -135,8 +137,9 @@ def history(histories: Mapping[str, pd.DataFrame] | pd.DataFrame, *, caption: st
     if isinstance(histories, pd.DataFrame):
         histories = {"": histories}
     named = [name for name in histories if name]
-    above = 0.6 + 0.2 * len(named) if named else 0.35  # inches, as below: with a layout of its own, which would take
-    below = 0.75  # as long again to find, what is in training could only be redrawn half as often
+    # Placed in inches, because what is in training is redrawn often, and to find a layout takes as long as to draw it.
+    above = 0.6 + 0.2 * len(named) if named else 0.35
+    below = 0.6 + 0.15 * len(textwrap.wrap(caption, CAPTION_CHARACTERS))
     height = 2.5 + above + below
     figure, ((left, right),) = chart(1, 2, height=height, caption=caption, layout=None)
     figure.subplots_adjust(left=0.1, right=0.99, bottom=below / height, top=1 - above / height, wspace=0.28)

@@ -82,7 +82,7 @@ def test_nothing_in_a_history_lies_over_something_else(count, losses):
     for part in ("train", "validation"):
         frame = frame.assign(**{f"{part}_loss": losses, f"{part}_accuracy": shares})
     frames = {f"choice {number}": frame for number in range(count)} if count else frame
-    figure = plots.history(frames, caption="some digits")
+    figure = plots.history(frames, caption="; ".join(["some digits of many"] * (2 * count + 1)))
     renderer = figure.drawn().get_renderer()
     boxes = [axes.get_tightbbox(renderer) for axes in figure.axes]
     boxes += [part.get_window_extent(renderer) for part in (*figure.texts, *figure.legends)]
