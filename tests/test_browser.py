@@ -27,19 +27,24 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
-# From the key, and from the click, to the new picture, in milliseconds as the page sees them. An observer waits for it:
-# to look in each frame would keep a core busy with drawing frames.
-WAIT = """
-    const picture = explorer.querySelector('img.widget-image'), start = performance.now();
-    const changed = new Promise((done) => {
-        new MutationObserver(done).observe(picture, {attributeFilter: ['src']});
+# An observer waits, 10 s at most: to look in each frame would keep a core busy with drawing frames.
+CHANGE = """
+    const change = (node, attribute, enough) => new Promise((done) => {
+        new MutationObserver(() => enough() && done()).observe(node, {attributeFilter: [attribute]});
         setTimeout(done, 10000);
-    });
+    });"""
+# From the key, and from the click, to the new picture, in milliseconds as the page sees them.
+WAIT = (
+    CHANGE
+    + """
+    const picture = explorer.querySelector('img.widget-image'), start = performance.now();
+    const changed = change(picture, 'src', () => true);
     act();
     await changed;
     await picture.decode();
     return performance.now() - start;
 }"""
+)
 MOVE = (
     """async (explorer, key) => {
     const handle = explorer.querySelector('.noUi-handle');
@@ -52,16 +57,17 @@ PRESS = (
     + WAIT
 )
 # From the click until another training could begin.
-STOP = """async (button) => {
+STOP = (
+    "async (button) => {"
+    + CHANGE
+    + """
     const train = button.parentElement.querySelector('button'), start = performance.now();
-    const enabled = new Promise((done) => {
-        new MutationObserver(() => train.disabled || done()).observe(train, {attributeFilter: ['disabled']});
-        setTimeout(done, 10000);
-    });
+    const enabled = change(train, 'disabled', () => !train.disabled);
     button.click();
     await enabled;
     return performance.now() - start;
 }"""
+)
 # So many epochs that there is something left to stop.
 LONG = (r"(Explorer\(\s+experiment(\.override\(.*?\))?),", r"\1.override(epochs=5000),")
 
