@@ -382,6 +382,8 @@ def write_run(finished: Run) -> None:
 
     path = finished.path
     with store_errors():
+        for left in path.parent.glob(f".{path.name}.*.partial"):  # by one who was killed here, holding this run's lock
+            shutil.rmtree(left, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         try:
             (partial / "experiment.yaml").write_text(finished.experiment.to_yaml(), encoding="utf-8")

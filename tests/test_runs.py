@@ -42,6 +42,17 @@ def test_a_run_records_what_it_measured_and_where(store, experiment, digits):
     assert finished.metrics == json.loads((finished.path / "metrics.json").read_text())
 
 
+def test_what_a_killed_writer_left_goes_when_the_run_is_written(store, experiment):
+    path = runs.run_path(experiment, runs.load_experiment_data(experiment))
+    left, other = store / f".{path.name}.a1b2.partial", store / ".another.a1b2.partial"
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(bytes(8))
+    lab.run(experiment, progress=False)
+    assert not left.exists()
+    assert other.exists()  # it may be in the middle of being written
+
+
 def test_the_store_stays_at_home_wherever_the_data_are(monkeypatch, tmp_path):
     monkeypatch.setenv("LABUTILS_DATA", str(tmp_path / "shared" / "data"))
     monkeypatch.delenv("LABUTILS_RUNS")
