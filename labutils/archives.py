@@ -7,9 +7,7 @@ by torchvision, and kept as that archive.
 
 import hashlib
 import os
-import shutil
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -17,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from labutils.workspaces import workspace
 
 CLASSES = {
     "mnist": tuple("0123456789"),
@@ -135,13 +135,10 @@ def download(name: str, root: Path) -> dict[str, np.ndarray]:
             return read_archive(path, name)  # another process was faster
         except ArchiveError:
             pass
-        workspace = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".partial", dir=root))
-        try:
-            arrays = fetch_with_torchvision(name, workspace) | {"title": np.array(TITLES[name])}
-            np.savez(workspace / path.name, **arrays)
-            os.replace(workspace / path.name, path)
-        finally:
-            shutil.rmtree(workspace, ignore_errors=True)
+        with workspace(path) as folder:
+            arrays = fetch_with_torchvision(name, folder) | {"title": np.array(TITLES[name])}
+            np.savez(folder / path.name, **arrays)
+            os.replace(folder / path.name, path)
     return arrays
 
 

@@ -33,6 +33,7 @@ from labutils.stacks import fit_stack
 from labutils.tracking import Mirror
 from labutils.training import Diverged, History, evaluate, fit
 from labutils.transfer import adapt, taken_over
+from labutils.workspaces import workspace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -381,30 +382,23 @@ def write_run(finished: Run) -> None:
     from safetensors.torch import save_model
 
     path = finished.path
-    with store_errors():
-        for left in path.parent.glob(f".{path.name}.*.partial"):  # by one who was killed here, holding this run's lock
-            shutil.rmtree(left, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    with store_errors(), workspace(path) as folder:
+        (folder / "experiment.yaml").write_text(finished.experiment.to_yaml(), encoding="utf-8")
+        finished.history.frame.to_csv(folder / "history.csv", index=False)
+        if finished.history.probed:
+            finished.history.probes.to_csv(folder / "gradients.csv", index=False)
         try:
-            (partial / "experiment.yaml").write_text(finished.experiment.to_yaml(), encoding="utf-8")
-            finished.history.frame.to_csv(partial / "history.csv", index=False)
-            if finished.history.probed:
-                finished.history.probes.to_csv(partial / "gradients.csv", index=False)
-            save_model(finished.trained, str(partial / "model.safetensors"))
-            (partial / "metrics.json").write_text(json.dumps(finished.metrics, indent=2) + "\n", encoding="utf-8")
-            partial.chmod(0o755)  # for all who share the store
-            (partial / "model.safetensors").chmod(0o644)
-            if path.exists():
-                path.rename(partial / "replaced")
-            partial.rename(path)
-            shutil.rmtree(path / "replaced", ignore_errors=True)
-            remove_checkpoints(path)
+            save_model(finished.trained, str(folder / "model.safetensors"))
         except SafetensorError as error:  # its own name for a full disk, too
-            shutil.rmtree(partial, ignore_errors=True)
             raise OSError(str(error)) from error
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        (folder / "metrics.json").write_text(json.dumps(finished.metrics, indent=2) + "\n", encoding="utf-8")
+        folder.chmod(0o755)  # for all who share the store
+        (folder / "model.safetensors").chmod(0o644)
+        if path.exists():
+            path.rename(folder / "replaced")
+        folder.rename(path)
+        shutil.rmtree(path / "replaced", ignore_errors=True)
+        remove_checkpoints(path)
 
 
 def load_run(path: Path) -> Run:

@@ -39,6 +39,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults: dict[str, list[str]] = {}
         self.requests: list[str] = []
+        self.stalled, self.ended = threading.Event(), threading.Event()
         self.base = f"http://127.0.0.1:{self.server_port}/"
 
 
@@ -58,7 +59,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if fault == "truncated" else body)
+        self.wfile.write(body[: len(body) // 2] if fault in ("truncated", "stalled") else body)
+        if fault == "stalled":
+            self.wfile.flush()
+            self.server.stalled.set()
+            self.server.ended.wait(60)
 
     def log_message(self, *arguments):
         pass
@@ -72,6 +77,7 @@ def server(monkeypatch):
         monkeypatch.setattr(datasets.MNIST, "resources", resources)
         monkeypatch.setattr(archives, "addresses", lambda name: [server.base])
         yield server
+        server.ended.set()
         server.shutdown()
 
 
@@ -125,10 +131,11 @@ def test_an_own_mirror_comes_first(monkeypatch):
     assert any("toronto" in address for address in archives.addresses("cifar10"))
 
 
-def download_in_process(base, resources, root, barrier):
+def download_in_process(base, resources, root, barrier=None):
     datasets.MNIST.resources = resources
     archives.addresses = lambda name: [base]
-    barrier.wait()
+    if barrier is not None:
+        barrier.wait()
     archives.download("mnist", root)
 
 
@@ -144,6 +151,19 @@ def test_two_processes_get_one_good_archive(server, tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(server.requests) == 4
     check_whole(archives.read_archive(tmp_path / "mnist.npz", "mnist"))
+
+
+def test_what_a_killed_download_left_goes_with_the_next(server, tmp_path):
+    server.faults[FIRST] = ["stalled"]
+    arguments = (server.base, datasets.MNIST.resources, tmp_path)
+    process = multiprocessing.get_context("fork").Process(target=download_in_process, args=arguments)
+    process.start()
+    assert server.stalled.wait(60)
+    process.kill()
+    process.join(60)
+    assert len(list(tmp_path.glob(".mnist.npz.*.partial"))) == 1
+    check_whole(archives.download("mnist", tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} - {"mnist.lock"} == {"mnist.npz"}
 
 
 def write_archive(path, **changes):

@@ -65,7 +65,7 @@ def test_heavy_libraries_wait_until_they_are_used():
 
 def test_no_module_imports_one_above_it():
     layers = [
-        ["errors", "superclasses"],
+        ["errors", "superclasses", "workspaces"],
         ["standins", "archives", "workers", "augmentation", "memory", "checkpoints", "muon", "stopping"], ["data"],
         ["models"], ["training", "backbones"], ["extraction"], ["transfer", "distillation"],
         ["probes", "stacks", "tracking"], ["experiment"], ["runs", "results"],
