@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import platform
+import re
 import shutil
 import tempfile
 import warnings
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from filelock import FileLock
 
+PROCESSORS = Path("/proc/cpuinfo")  # Linux's description of them
 PROBE_IMAGES = 512  # of the training split, whose gradients are logged
 
 
@@ -368,8 +370,12 @@ def provenance(device: torch.device) -> dict[str, object]:
 
 
 def processor_name() -> str:
-    """The processor as the system names it."""
-    return torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    """The processor as the system names it; by family and model, too, where a virtual machine hides its number."""
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    if any(map(str.isdigit, name)) or not PROCESSORS.is_file():
+        return name
+    kind = dict(re.findall(r"^(cpu family|model)\s*: (\d+)$", PROCESSORS.read_text(encoding="utf-8"), re.MULTILINE))
+    return f"{name} (family {kind['cpu family']}, model {kind['model']})" if len(kind) == 2 else name
 
 
 def write_run(finished: Run) -> None:

@@ -42,6 +42,28 @@ def test_a_run_records_what_it_measured_and_where(store, experiment, digits):
     assert finished.metrics == json.loads((finished.path / "metrics.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("name", "described", "named"),
+    [
+        (
+            "EPYC",
+            "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: EPYC\n\ncpu family\t: 25\n",
+            "EPYC (family 25, model 17)",
+        ),
+        ("EPYC 9454", "cpu family\t: 25\nmodel\t\t: 17\n", "EPYC 9454"),
+        ("Cortex", "Features\t: fp asimd\n", "Cortex"),
+        ("Cortex", None, "Cortex"),
+    ],
+)
+def test_a_processor_without_a_number_is_told_by_its_family(monkeypatch, tmp_path, name, described, named):
+    processors = tmp_path / "cpuinfo"
+    if described is not None:
+        processors.write_text(described)
+    monkeypatch.setattr(runs, "PROCESSORS", processors)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
+    assert runs.processor_name() == named
+
+
 def test_what_a_killed_writer_left_goes_when_the_run_is_written(store, experiment):
     path = runs.run_path(experiment, runs.load_experiment_data(experiment))
     left, other = store / f".{path.name}.a1b2.partial", store / ".another.a1b2.partial"
