@@ -4,20 +4,52 @@ import pytest
 import torch
 
 import labutils as lab
-from labutils.models import FEATURE_SCALE, PooledBlock, whiten_stem
+from labutils.models import FEATURE_SCALE, GHOST_BATCH, GHOST_MOMENTUM, GhostBatchNorm2d, PooledBlock, whiten_stem
 
 
-def test_its_layers_are_those_of_the_paper():
-    model = lab.ShallowCNN()
-    counted = lab.describe(model)
-    convolutions = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 256 * 256 + 256 * 256 + 256 * 256)
-    normalizations = 2 * 2 * (64 + 256 + 256)
-    assert counted["parameters"] == 24 + convolutions + normalizations + 2560  # the first filters are not learned
-    assert counted["layers"] == 8
-    sides = (31, 15, 15, 7, 7, 3)
-    channels = ((24, 64), (64, 64), (64, 256), (256, 256), (256, 256), (256, 256))
+@pytest.mark.parametrize("residual", [True, False])
+def test_its_layers_are_ten_with_or_without_skips(residual):
+    counted = lab.describe(lab.ShallowCNN(residual=residual))
+    channels = ((24, 64), (64, 64), (64, 128), (128, 128), (128, 128), (128, 256), (256, 256), (256, 256))
+    sides = (31, 15, 15, 7, 7, 7, 3, 3)
+    convolutions = 9 * sum(first * second for first, second in channels)
+    normalizations = 2 * sum(width for _, width in channels)
+    assert counted["parameters"] == convolutions + normalizations + 2560  # the first filters are not learned
+    assert counted["layers"] == 10
     products = sum(9 * side**2 * first * second for side, (first, second) in zip(sides, channels, strict=True))
     assert counted["multiply_adds"] == 31**2 * 12 * 24 + products + 2560
+
+
+def test_a_skip_adds_what_the_first_convolution_gave():
+    torch.manual_seed(0)
+    plain = PooledBlock(4, 6, 3, residual=False).eval()
+    residual = PooledBlock(4, 6, 3, residual=True).eval()
+    residual.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 4, 8, 8)
+    first = torch.nn.functional.gelu(plain.norm1(torch.nn.functional.max_pool2d(plain.conv1(images), 2)))
+    others = plain.branch(first)
+    assert torch.allclose(plain(images), torch.nn.functional.gelu(others), atol=1e-6)
+    assert torch.allclose(residual(images), torch.nn.functional.gelu(others + first), atol=1e-6)
+
+
+def test_skips_are_where_there_are_three_convolutions():
+    assert [block.residual for block in lab.ShallowCNN((2, 2, 2)).blocks] == [False, True, True]
+    assert [block.residual for block in lab.ShallowCNN((2, 2, 2), residual=False).blocks] == [False] * 3
+
+
+def test_ghost_batches_are_normalised_each_on_its_own():
+    torch.manual_seed(0)
+    norm = GhostBatchNorm2d(3)
+    images = torch.randn(2 * GHOST_BATCH + 7, 3, 4, 4) + torch.arange(2 * GHOST_BATCH + 7)[:, None, None, None] / 10
+    running = torch.zeros(3)
+    for found, given in zip(norm(images).split(GHOST_BATCH), images.split(GHOST_BATCH), strict=True):
+        mean, variance = given.mean((0, 2, 3), keepdim=True), given.var((0, 2, 3), correction=0, keepdim=True)
+        assert torch.allclose(found, (given - mean) / (variance + norm.eps).sqrt(), atol=1e-5)
+        running += GHOST_MOMENTUM * (mean.flatten() - running)
+    assert torch.allclose(norm.running_mean, running, atol=1e-6)
+    norm.eval()
+    assert torch.equal(norm(images)[:5], norm(images[:5]))
+    assert torch.equal(norm(images), torch.nn.BatchNorm2d.forward(norm, images))
 
 
 def test_logits_are_read_off_the_highest_features():
@@ -30,11 +62,12 @@ def test_logits_are_read_off_the_highest_features():
 
 
 def test_a_blocks_convolutions_start_by_passing_their_input_on():
-    block = PooledBlock(4, 6)
+    block = PooledBlock(4, 6, 3, residual=True)
     images = torch.randn(2, 4, 8, 8)
     assert torch.allclose(block.conv1(images)[:, :4], images)
     maps = torch.randn(2, 6, 4, 4)
-    assert torch.allclose(block.conv2(maps), maps)
+    for number in (0, 3):
+        assert torch.allclose(block.branch[number](maps), maps)
 
 
 def test_whitening_makes_all_its_first_filters_and_training_leaves_them():
@@ -54,8 +87,9 @@ def test_gradients_are_those_of_what_is_learned():
     torch.manual_seed(0)
     model = lab.ShallowCNN((4, 4, 4))
     norms = lab.gradient_norms(model, torch.randn(8, 3, 32, 32), torch.randint(10, (8,)))
-    assert norms["layer"].max() == 8
-    assert norms[norms["layer"] == 1]["kind"].tolist() == ["bias"]
+    assert norms["layer"].unique().tolist() == list(range(2, 11))  # the first filters are not
+    learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert [f"{row.name}.{row.kind}" for row in norms.itertuples()] == learned
 
 
 @pytest.mark.parametrize(
@@ -64,6 +98,7 @@ def test_gradients_are_those_of_what_is_learned():
         ({"widths": (4, 4)}, ["widths", "(4, 4)", "3 whole numbers"]),
         ({"widths": (4, 0, 4)}, ["widths", "(4, 0, 4)", "from 1"]),
         ({"classes": 0}, ["classes", "0", "from 1"]),
+        ({"residual": 1}, ["residual", "1", "True, False"]),
     ],
 )
 def test_wrong_arguments_are_named(arguments, words):
