@@ -19,6 +19,7 @@ from labutils.data import ImageData, Split
 from labutils.errors import SettingError
 from labutils.models import MLP
 from labutils.training import (
+    CYCLES,
     LOSS_CHECK_STEPS,
     Diverged,
     History,
@@ -175,7 +176,7 @@ def fit_stack(
             optimizer.step()
             optimizer.zero_grad()
             lr = optimizer.param_groups[0]["lr"]
-            if training.scheduler == "onecycle":
+            if training.scheduler in CYCLES:
                 scheduler.step()
             losses.append(step_losses.detach())
             outputs.append(logits.detach())

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
-SCHEDULERS = (None, "cosine", "plateau", "onecycle")
+SCHEDULERS = (None, "cosine", "plateau", "onecycle", "triangular")
+CYCLES = {"onecycle": "cos", "triangular": "linear"}  # how the schedules of one cycle rise and fall, step by step
 PRECISIONS = ("auto", "fp32", "bf16")
+VIEWS = (1, 2, 6)  # of an image that predictions can be averaged over
 EVALUATION_BATCH = 250  # a stop is heeded between two; of 2,000 an evaluation is 1.07 times as fast, on two cores
 WHITENING_IMAGES = 5_000  # whose patches the first filters are made from
 WARM_UP = 0.1  # share of one cycle's steps in which the learning rate rises
@@ -64,16 +66,16 @@ class Training:
         epochs: passes over the training images, from 1.
         batch_size: images a step, from 1.
         optimizer: adam (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019), sgd or muon (Jordan et al. 2024).
-        lr: learning rate, above 0; with onecycle the highest one.
+        lr: learning rate, above 0; with onecycle and triangular the highest one.
         momentum: of sgd and muon, from 0 to below 1.
         weight_decay: from 0. Added to the gradient by adam and sgd, decoupled from it by adamw and muon.
         scheduler: None keeps the learning rate; cosine lowers it towards 0 epoch by epoch; plateau halves it
             whenever the validation loss has not improved for more than 2 epochs; onecycle raises and lowers it
-            step by step (Smith & Topin 2018).
+            step by step (Smith & Topin 2018), along a cosine; triangular does so along straight lines.
         patience: stop after so many epochs without a better validation accuracy; None never stops early.
         label_smoothing: share of each label spread over all classes, from 0 to below 1.
-        augment: None, slight or basic (random crops from a margin of 2 or 4 pixels, and flips) or strong (basic,
-            jitter of colour and shape, and cutout).
+        augment: None, basic (random crops from a margin of 4 pixels, and flips), slight (a margin of 2, and flips every
+            other epoch) or strong (basic, jitter of colour and shape, and cutout).
         whitening: whether a CNN's first filters start as the directions in which the training images' patches
             differ most (see labutils.models.whiten_stem), instead of at random.
         averaging: share of the averaged weights that each step keeps, from 0 to below 1: an exponential moving average
@@ -286,7 +288,7 @@ def fit(
                     if average is not None:
                         average.update_parameters(model)
                     lr = optimizer.param_groups[0]["lr"]
-                    if training.scheduler == "onecycle":
+                    if training.scheduler in CYCLES:
                         scheduler.step()
                     # Kept, and summed up once an epoch: one operation then for hundreds here.
                     losses.append(step_loss.detach())
@@ -471,12 +473,13 @@ def make_scheduler(
             return schedulers.CosineAnnealingLR(optimizer, T_max=training.epochs)
         case "plateau":
             return schedulers.ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
-        case "onecycle":
+        case "onecycle" | "triangular":
             return schedulers.OneCycleLR(
                 optimizer,
                 [group["lr"] for group in optimizer.param_groups],
                 total_steps=training.epochs * steps,
                 pct_start=WARM_UP,
+                anneal_strategy=CYCLES[training.scheduler],
                 cycle_momentum=False,  # it stays what it was set to
             )
 

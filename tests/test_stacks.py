@@ -34,7 +34,7 @@ def differ(first, second, figures=FIGURES):
     activation=st.sampled_from(["relu", "tanh", "gelu", "sigmoid"]),
     residual_scale=st.sampled_from([1.0, 0.3, 0.0, "depth", "zero"]),
     optimizer=st.sampled_from(["adam", "adamw", "sgd"]),
-    scheduler=st.sampled_from([None, "cosine", "onecycle"]),
+    scheduler=st.sampled_from([None, "cosine", "onecycle", "triangular"]),
     label_smoothing=st.sampled_from([0.0, 0.1]),
     weight_decay=st.sampled_from([0.0, 0.01]),
 )

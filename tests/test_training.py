@@ -116,6 +116,13 @@ def test_onecycle_rises_to_the_rate_and_falls(digits):
     assert rates[-1] < 1e-5
 
 
+def test_triangular_falls_along_a_line(digits):
+    _, history = trained(digits, lab.Training(epochs=10, lr=0.01, scheduler="triangular"))
+    rates = history.frame["lr"].tolist()
+    assert rates[0] == pytest.approx(0.01, rel=0.05)
+    assert rates == pytest.approx([0.01 * (10 - epoch) / 9 for epoch in range(1, 11)], abs=0.01 * 0.05)
+
+
 def test_the_best_epochs_weights_are_loaded(digits, monkeypatch):
     accuracies, states = iter([0.5, 0.9, 0.9, 0.4]), []
 
@@ -312,9 +319,10 @@ def test_whitening_an_mlp_is_refused(digits):
         lab.fit(lab.MLP(1, 8), digits, lab.Training(epochs=1, whitening=True), progress=False)
 
 
+@pytest.mark.parametrize("scheduler", ["onecycle", "triangular"])
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "adam"])
-def test_onecycle_leaves_momentum_as_it_was_set(digits, optimizer):
-    training = lab.Training(epochs=2, optimizer=optimizer, momentum=0.6, scheduler="onecycle")
+def test_one_cycle_leaves_momentum_as_it_was_set(digits, optimizer, scheduler):
+    training = lab.Training(epochs=2, optimizer=optimizer, momentum=0.6, scheduler=scheduler)
     model = lab.MLP(1, 8)
     made = training_module.make_optimizer(model, training)
     scheduler = training_module.make_scheduler(made, training, steps=4)
