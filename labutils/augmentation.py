@@ -17,27 +17,46 @@ MID_GREY = 128  # of 0 to 255, near the mean of photographs
 
 
 def augmented(
-    images: torch.Tensor, indices: torch.Tensor, augment: str, generator: torch.Generator | None
+    images: torch.Tensor, indices: torch.Tensor, augment: str, generator: torch.Generator | None, epoch: int = 1
 ) -> torch.Tensor:
     """Images (N, C, H, W) uint8 gathered by their indices (B,) and changed at random.
 
     Args:
         images: of a split.
         indices: which of them.
-        augment: slight or basic (crop_and_flip, by fewer pixels or by more), or strong (that, jitter and cutout).
+        augment: basic (crop_and_flip), slight (by fewer pixels, and flipped as `every_other_epoch` says) or strong
+            (basic, jitter and cutout).
         generator: a CPU generator that draws the changes.
+        epoch: which pass over the images it is, from 1.
 
     Returns:
         (B, C, H, W) uint8.
     """
-    changed = crop_and_flip(images, indices, CROP_MARGINS[augment], generator)
+    flipped = every_other_epoch(len(images), epoch, generator)[indices.cpu()] if augment == "slight" else None
+    changed = crop_and_flip(images, indices, CROP_MARGINS[augment], generator, flipped)
     return cut_out(jitter(changed, generator), generator) if augment == "strong" else changed
 
 
+def every_other_epoch(count: int, epoch: int, generator: torch.Generator | None) -> torch.Tensor:
+    """Which of so many images are flipped in an epoch (count,): half of them at random, the other half in the next.
+
+    Two epochs so show each image from both sides, where chance would show half of them twice from one (Jordan 2024).
+    """
+    first = torch.Generator().manual_seed((generator or torch.default_generator).initial_seed())
+    return torch.randint(2, (count,), generator=first) == epoch % 2
+
+
 def crop_and_flip(
-    images: torch.Tensor, indices: torch.Tensor, margin: int, generator: torch.Generator | None
+    images: torch.Tensor,
+    indices: torch.Tensor,
+    margin: int,
+    generator: torch.Generator | None,
+    flipped: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Gather images (N, C, H, W) by index, each cropped at random from a reflected margin and half of them flipped."""
+    """Gather images (N, C, H, W) by index, each cropped at random from a reflected margin, and flip some of them.
+
+    flipped (B,) says which; without it chance does, one in two.
+    """
     height, width = images.shape[-2:]
     count, device = len(indices), images.device
 
@@ -47,8 +66,9 @@ def crop_and_flip(
         return (size - 1) - ((size - 1) - place).abs()  # ... and at the far one
 
     y, x = rows(height), rows(width)
-    flipped = torch.randint(2, (count, 1), generator=generator, dtype=torch.bool)
-    x = torch.where(flipped, x.flip(1), x)
+    if flipped is None:
+        flipped = torch.randint(2, (count,), generator=generator, dtype=torch.bool)
+    x = torch.where(flipped[:, None], x.flip(1), x)
     y, x = y.to(device), x.to(device)
     return images[indices[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 

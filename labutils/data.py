@@ -332,6 +332,7 @@ def numbered_batches(
     *,
     generator: torch.Generator | None = None,
     augment: str | None = None,
+    epoch: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Normalised batches of a split, once through, and which of its images they are.
 
@@ -340,8 +341,10 @@ def numbered_batches(
         data: the data set whose mean and std normalise them.
         batch_size: images a batch; the last one may be smaller.
         generator: a CPU generator that orders and augments them; without it they come in their own order.
-        augment: None, slight or basic (a random crop from a reflected margin of 2 or 4 pixels, and a random flip) or
-            strong (basic, jitter of colour and shape, and cutout); see labutils.augmentation.
+        augment: None, basic (a random crop from a reflected margin of 4 pixels, and a random flip), slight (a margin of
+            2, and a flip every other epoch) or strong (basic, jitter of colour and shape, and cutout); see
+            labutils.augmentation.
+        epoch: which pass over the split it is, from 1.
 
     Yields:
         images (B, C, H, W) float32, labels (B,) int64, and indices (B,) int64.
@@ -356,7 +359,7 @@ def numbered_batches(
         if augment is None:
             images = split.images.index_select(0, indices)
         else:
-            images = augmented(split.images, indices, augment, generator)
+            images = augmented(split.images, indices, augment, generator, epoch)
         labels = split.labels.index_select(0, indices)
         parts = (part.split(batch_size) for part in (data.normalise(images), labels, indices))
         for batch in zip(*parts, strict=True):

@@ -276,7 +276,7 @@ def fit(
                 model.train()
                 losses, outputs, targets = [], [], []
                 for images, labels, places in numbered_batches(
-                    data.train, data, training.batch_size, generator=order, augment=training.augment
+                    data.train, data, training.batch_size, generator=order, augment=training.augment, epoch=epoch
                 ):
                     taught = () if teacher is None else (teacher(images, places),)
                     with precision:

@@ -1,8 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from labutils.augmentation import CUTOUT, MID_GREY, augmented, cut_out, jitter
+import labutils as lab
+from labutils.augmentation import CUTOUT, MID_GREY, augmented, cut_out, every_other_epoch, jitter
+from labutils.data import Split
 
 
 def noise(count, size=12):
@@ -32,6 +36,38 @@ def test_crops_are_shifted_flipped_reflections_of_their_image(augment, margin):
     assert len({y for y, _, _ in seen}) == 2 * margin + 1
     assert len({x for _, x, _ in seen}) == 2 * margin + 1
     assert {flipped for _, _, flipped in seen} == {False, True}
+
+
+def test_every_other_epoch_shows_the_other_side():
+    first, second, third = (every_other_epoch(1000, epoch, seeded()) for epoch in (1, 2, 3))
+    assert torch.equal(first, ~second)
+    assert torch.equal(first, third)
+    assert 400 < first.sum() < 600
+    assert not torch.equal(first, every_other_epoch(1000, 1, seeded(2)))
+    drawn_from = seeded()
+    torch.randint(9, (5,), generator=drawn_from)
+    assert torch.equal(first, every_other_epoch(1000, 1, drawn_from))  # however far the generator has got
+
+
+def test_two_slight_epochs_show_each_image_from_both_sides():
+    halves = torch.zeros(40, 1, 28, 28, dtype=torch.uint8)
+    halves[..., :14] = 255
+    digits = lab.load_data("mnist", source="builtin", limit=50, validation=0, device="cpu")
+    data = dataclasses.replace(digits, train=Split(halves, torch.zeros(40, dtype=torch.int64)))
+    sides = []
+
+    def teacher(images, places):
+        sides.append((images[..., 0] > images[..., -1])[:, 0, 14][places.argsort()])
+
+    def loss(logits, labels, taught):
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    training = lab.Training(epochs=4, batch_size=40, augment="slight")
+    lab.fit(lab.MLP(1, 4), data, training, loss=loss, teacher=teacher, progress=False)
+    assert torch.equal(sides[0], ~sides[1])
+    assert torch.equal(sides[0], sides[2])
+    assert torch.equal(sides[1], sides[3])
+    assert 0 < sides[0].sum() < 40
 
 
 def test_cutout_blanks_one_square_an_image_and_nothing_else():

@@ -32,7 +32,7 @@ CASES = {
         epochs=8, batch_size=32, optimizer="sgd", lr=0.1, scheduler="onecycle", augment="strong",
         averaging=0.8, whitening=True)),
     "cosine": (shapes, lambda: lab.ResNet((1, 1, 1, 1), width=2, residual=False), None, dict(
-        epochs=8, batch_size=32, optimizer="muon", lr=0.05, weight_decay=0.1, scheduler="cosine", augment="basic")),
+        epochs=8, batch_size=32, optimizer="muon", lr=0.05, weight_decay=0.1, scheduler="cosine", augment="slight")),
 }
 data, build, probe, training = CASES[sys.argv[1]]
 folder = Path(sys.argv[2])
