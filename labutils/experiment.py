@@ -153,7 +153,7 @@ class Experiment:
         """
         settings = self.settings()
         settings["data"]["source"] = data_title
-        settings["tracking"] = {"gradients": self.tracking.gradients}
+        settings["tracking"] = {"gradients": self.tracking.gradients, "six_views": self.tracking.six_views}
         owners = setting_owners(self.model["kind"])
         settings = {section: without_defaults(values, owners[section]) for section, values in settings.items()}
         for section, name in (("transfer", "backbone"), ("distillation", "teacher")):

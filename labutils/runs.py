@@ -61,8 +61,9 @@ class Run:
         history: what happened in each epoch.
         metrics: the final figures (validation_loss, validation_top1, validation_top5 and the same of test, of the
             best epoch's weights; of augmented trainings also validation_flips_top1 and test_flips_top1, averaged over
-            each image and its mirror image; best_epoch; epochs_run; parameters, multiply_adds, layers; seconds) and
-            where they come from (experiment, profile, data, source, device, processor, threads, torch, version, date).
+            each image and its mirror image; with tracking.six_views validation_views_top1 and test_views_top1, over six
+            views; best_epoch; epochs_run; parameters, multiply_adds, layers; seconds) and where they come from
+            (experiment, profile, data, source, device, processor, threads, torch, version, date).
             Of an interrupted run the validation figures are those of its history, and the test figures NaN.
         path: its folder; None for an interrupted run, which is not kept.
     """
@@ -320,11 +321,12 @@ def final_figures(model: nn.Module, data: ImageData, experiment: Experiment) -> 
     figures = {}
     for part in ("validation", "test"):
         if getattr(data, part) is not None:
-            measured = evaluate(model, part, data, precision=experiment.training.precision)
-            figures |= {f"{part}_{figure}": value for figure, value in measured.items()}
+            measured = functools.partial(evaluate, model, part, data, precision=experiment.training.precision)
+            figures |= {f"{part}_{figure}": value for figure, value in measured().items()}
             if experiment.training.augment is not None:  # it has learnt that a mirror image shows the same
-                flipped = evaluate(model, part, data, precision=experiment.training.precision, flips=True)
-                figures[f"{part}_flips_top1"] = flipped["top1"]
+                figures[f"{part}_flips_top1"] = measured(views=2)["top1"]
+            if experiment.tracking.six_views:
+                figures[f"{part}_views_top1"] = measured(views=6)["top1"]
     return figures
 
 

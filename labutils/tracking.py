@@ -28,6 +28,7 @@ class Tracking:
 
     Args:
         gradients: log the gradient norm of every parameter tensor after each epoch.
+        six_views: measure the trained network over six views of each image, too (see `evaluate`): six passes more.
         wandb: disabled; offline writes wandb's files and sends nothing, without an account; online sends them.
         project: wandb's project.
         group: wandb's group; without it Residual or No Residual, as the model is.
@@ -39,6 +40,7 @@ class Tracking:
     """
 
     gradients: bool = False
+    six_views: bool = False
     wandb: str = "disabled"
     project: str = "deep-learning-labs"
     group: str | None = None
@@ -47,6 +49,7 @@ class Tracking:
 
     def __post_init__(self):
         check_choice("gradients", self.gradients, (True, False))
+        check_choice("six_views", self.six_views, (True, False))
         check_choice("wandb", self.wandb, MODES)
 
 

@@ -355,7 +355,7 @@ def check_losses(losses: list[torch.Tensor], epoch: int, history: History) -> No
 
 
 def evaluate(
-    model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto", flips: bool = False
+    model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto", views: int = 1
 ) -> dict[str, float]:
     """Measure a model on a split, in eval mode; the model is left in the mode it was in.
 
@@ -364,21 +364,25 @@ def evaluate(
         split: one of the data's splits, or its name.
         data: the data set, for its normalisation.
         precision: as in Training.
-        flips: whether the logits of each image are averaged with those of its mirror image.
+        views: over how many views of an image its logits are averaged: 1 (as it is), 2 (with its mirror image) or 6
+            (with both moved by a pixel, to either of two corners, at half the weight; Jordan 2024).
 
     Returns:
         loss (cross-entropy, in nats), top1 and top5 (fractions from 0 to 1; top5 of fewer than five classes is 1).
+
+    Raises:
+        SettingError: another number of views.
     """
-    logits, labels = predict(model, split, data, precision=precision, flips=flips)
+    logits, labels = predict(model, split, data, precision=precision, views=views)
     return {"loss": F.cross_entropy(logits, labels).item(), **accuracies(logits, labels)}
 
 
 def predict(
-    model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto", flips: bool = False
+    model: nn.Module, split: Split | str, data: ImageData, *, precision: str = "auto", views: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, classes) float32 of a split's images in their own order, and their labels (N,); as in `evaluate`."""
     split = data.split(split)
-    return outputs(model, model, split, data, precision=precision, flips=flips), split.labels
+    return outputs(model, model, split, data, precision=precision, views=views), split.labels
 
 
 @torch.no_grad()
@@ -389,9 +393,10 @@ def outputs(
     data: ImageData,
     *,
     precision: str,
-    flips: bool = False,
+    views: int = 1,
 ) -> torch.Tensor:
     """What a function of a model, such as its features, gives for a split's images; as in `evaluate`."""
+    check_choice("views", views, VIEWS)
     prepare(model, data.device)
     was_training = model.training
     model.eval()
@@ -399,11 +404,21 @@ def outputs(
         with autocast(model, data.device, precision):
             found = []
             for images, _ in batches(split, data, EVALUATION_BATCH):
-                views = (images, images.flip(-1)) if flips else (images,)
-                found.append(sum(function(view).float() for view in views) / len(views))
+                found.append(sum(weight * function(view).float() for weight, view in weighted_views(images, views)))
     finally:
         model.train(was_training)
     return torch.cat(found)
+
+
+def weighted_views(images: torch.Tensor, views: int) -> list[tuple[float, torch.Tensor]]:
+    """So many views of images (B, C, H, W), as in `evaluate`, and what each counts for; the weights add up to 1."""
+    shown = [(1.0, images)]
+    if views == 6:
+        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+        shown = [(0.5, images), (0.25, padded[..., :-2, :-2]), (0.25, padded[..., 2:, 2:])]
+    if views == 1:
+        return shown
+    return [(weight / 2, side) for weight, view in shown for side in (view, view.flip(-1))]
 
 
 def validate(model: nn.Module, data: ImageData, precision: str) -> dict[str, float]:

@@ -79,7 +79,9 @@ def test_yaml_reads_back_to_the_same_experiment(tmp_path_factory, **overrides):
 def test_the_hash_covers_what_decides_a_result_and_nothing_else():
     base = lab.Experiment.load("mlp_mnist", profile="laptop")
     plain = base.hash(TITLE)
-    decisive = ORIGINAL_SETTINGS | {"data.limit": 100, "data.seed": 3, "model.init": "he"}
+    decisive = ORIGINAL_SETTINGS | {
+        "data.limit": 100, "data.seed": 3, "model.init": "he", "tracking.six_views": True,
+    }  # fmt: skip
     del decisive["tracking.wandb"]
     hashes = {plain, base.hash("other images")}
     hashes |= {base.override(**{name: value}).hash(TITLE) for name, value in decisive.items()}

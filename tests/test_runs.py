@@ -42,6 +42,16 @@ def test_a_run_records_what_it_measured_and_where(store, experiment, digits):
     assert finished.metrics == json.loads((finished.path / "metrics.json").read_text())
 
 
+def test_a_run_is_measured_over_more_views_where_they_tell_something(store, experiment, digits):
+    once = lab.run(experiment, progress=False).metrics
+    assert not {"test_flips_top1", "test_views_top1"} & once.keys()
+    augmented = lab.run(experiment.override(augment="basic", epochs=1, six_views=True), progress=False)
+    for part in ("validation", "test"):
+        for name, views in {"flips": 2, "views": 6}.items():
+            measured = lab.evaluate(augmented.model, part, digits, views=views)
+            assert augmented.metrics[f"{part}_{name}_top1"] == measured["top1"]
+
+
 @pytest.mark.parametrize(
     ("name", "described", "named"),
     [

@@ -304,9 +304,27 @@ def test_flips_average_an_image_with_its_mirror_image(digits):
     model = lab.MLP(1, 16)
     mirrored = lab.Split(digits.test.images.flip(-1), digits.test.labels)
     both = lab.predict(model, "test", digits)[0] + lab.predict(model, mirrored, digits)[0]
-    flipped, labels = lab.predict(model, "test", digits, flips=True)
+    flipped, labels = lab.predict(model, "test", digits, views=2)
     assert torch.allclose(flipped, both / 2, atol=1e-6)
-    assert lab.evaluate(model, "test", digits, flips=True)["top1"] == (both.argmax(1) == labels).double().mean()
+    assert lab.evaluate(model, "test", digits, views=2)["top1"] == (both.argmax(1) == labels).double().mean()
+
+
+def test_six_views_are_moved_by_a_pixel_to_two_corners(digits):
+    torch.manual_seed(0)
+    model = lab.MLP(1, 8)
+    images = digits.normalise(digits.test.images)
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    with torch.no_grad():
+        middle, up, down = (
+            model(view) + model(view.flip(-1)) for view in (images, padded[..., :28, :28], padded[..., 2:, 2:])
+        )
+    found, _ = lab.predict(model, "test", digits, views=6)
+    assert torch.allclose(found, middle / 4 + up / 8 + down / 8, atol=1e-6)
+
+
+def test_another_number_of_views_is_named(digits):
+    with pytest.raises(lab.SettingError, match="views: 3 was given; allowed: 1, 2, 6"):
+        lab.evaluate(lab.MLP(1, 8), "test", digits, views=3)
 
 
 def test_a_model_of_other_classes_is_named(digits):
