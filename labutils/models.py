@@ -301,7 +301,8 @@ class PooledBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        return F.gelu(self.branch(y) + y if self.residual else self.branch(y))
+        z = self.branch(y)
+        return F.gelu(z + y if self.residual else z)
 
 
 class ShallowCNN(CNN):
