@@ -193,7 +193,8 @@ class TrainingExplorer(Explorer):
                 self.status.value = f"<b>{label}</b> has not been trained so far. Predict, then train it."
                 if self.figure.value:
                     return
-            self.draw()
+            if not self.growing:  # which is redrawn anyway: a Stop need not wait for every move before it
+                self.draw()
 
     def in_bank(self, choice: Mapping[str, object]) -> pd.DataFrame:
         """The rows of a choice in the bank."""

@@ -142,6 +142,18 @@ def test_what_the_store_has_is_drawn_as_soon_as_it_is_chosen(explorer):
     assert f"{kept.metrics['validation_top1']:.2%}" in explorer.status.value
 
 
+def test_a_move_in_mid_run_is_drawn_with_the_next_piece_of_the_curve(explorer, monkeypatch):
+    lab.run(explorer.experiment.override(depth=3), progress=False)
+    drawn = []
+    monkeypatch.setattr(explorer, "draw", lambda: drawn.append((*explorer.curves, *explorer.growing)))
+    growing = pd.DataFrame({"epoch": [0.5], "train_loss": [2.0]})
+    explorer.growing = {"in training": growing}
+    explorer.controls["depth"].value = 3
+    assert drawn == []
+    explorer.grow("in training", Mock(epochs=0.6, time_left="", frame=growing))
+    assert drawn == [("depth 3, width 16, normalization none", "in training")]
+
+
 def test_moves_in_mid_run_change_nothing_of_what_is_in_training(store, experiment):
     explorer = TrainingExplorer(experiment.override(epochs=30), {"depth": [1, 2, 3, 4]})
     explorer.train_button.click()
