@@ -7,55 +7,50 @@
     history = lab.fit(model, data, lab.Training(epochs=3))
     lab.evaluate(model, "test", data)
 
-What needs a plotting, widget or notebook library is in modules of its own, loaded when first used: lab.plots,
-lab.widgets, lab.teaching, lab.exercises.
+What is needed daily is here. The rest is in the package's modules: lab.probes (gradients, theory, lesions, loss
+surfaces), lab.plots, lab.explorers, lab.exercises, each loaded when it is first used.
 """
 
 import importlib
-from types import ModuleType
 
-from labutils.archives import ArchiveError, DownloadError
-from labutils.backbones import load_backbone
-from labutils.checkpoints import CheckpointError
-from labutils.data import ImageData, Split, StandInWarning, batches, load_data
-from labutils.distillation import Distillation, distillation_loss
+from labutils.data import ArchiveError, DownloadError, ImageData, Split, StandInWarning, batches, load_data
 from labutils.errors import SettingError
-from labutils.experiment import Experiment, grid
-from labutils.extraction import extract_features, extract_logits
-from labutils.models import MLP, ResNet, ShallowCNN, describe, parameter_count
-from labutils.probes import (
-    activation_gradients,
-    calibration,
-    calibration_error,
-    class_activation_maps,
-    gradient_correlation,
-    gradient_norms,
-    lesion_study,
-    loss_surface,
-    mean_field_rate,
-    rate_per_layer,
-)
-from labutils.results import load_results
-from labutils.runs import DamagedRun, Run, StoreError, run
-from labutils.stacks import fit_stack
-from labutils.sweeps import sweep
-from labutils.tracking import Tracking
-from labutils.training import Diverged, History, Training, evaluate, fit, predict
-from labutils.transfer import Transfer, knn, linear_probe, linear_svm, transferred, unfreeze
-from labutils.workers import ClusterError
+from labutils.experiments.results import load_results
+from labutils.experiments.running import run
+from labutils.experiments.settings import Experiment, grid
+from labutils.experiments.store import DamagedRun, Run, StoreError
+from labutils.experiments.sweeps import ClusterError, sweep
+from labutils.methods import probes
+from labutils.methods.distillation import distillation_loss
+from labutils.methods.features import extract_features, extract_logits
+from labutils.methods.pretrained import load_pretrained
+from labutils.methods.probes import gradient_norms
+from labutils.methods.transfer import knn, linear_probe, linear_svm, unfreeze
+from labutils.models import MLP, ResNet, ShallowCNN, describe
+from labutils.training import CheckpointError, Diverged, History, Interrupted, Training, evaluate, fit, predict
+
+LOADED_WHEN_USED = {
+    "plots": "labutils.notebook.plots",
+    "explorers": "labutils.notebook.explorers",
+    "exercises": "labutils.notebook.exercises",
+    "Claims": "labutils.notebook.claims",
+    "percent": "labutils.notebook.claims",
+    "show_source": "labutils.notebook.source",
+}
 
 __all__ = [
     "MLP",
     "ArchiveError",
     "CheckpointError",
+    "Claims",
     "ClusterError",
     "DamagedRun",
-    "Distillation",
     "Diverged",
     "DownloadError",
     "Experiment",
     "History",
     "ImageData",
+    "Interrupted",
     "ResNet",
     "Run",
     "SettingError",
@@ -63,50 +58,37 @@ __all__ = [
     "Split",
     "StandInWarning",
     "StoreError",
-    "Tracking",
     "Training",
-    "Transfer",
-    "activation_gradients",
     "batches",
-    "calibration",
-    "calibration_error",
-    "class_activation_maps",
     "describe",
     "distillation_loss",
     "evaluate",
     "exercises",
+    "explorers",
     "extract_features",
     "extract_logits",
     "fit",
-    "fit_stack",
-    "gradient_correlation",
     "gradient_norms",
     "grid",
     "knn",
-    "lesion_study",
     "linear_probe",
     "linear_svm",
-    "load_backbone",
     "load_data",
+    "load_pretrained",
     "load_results",
-    "loss_surface",
-    "mean_field_rate",
-    "parameter_count",
+    "percent",
     "plots",
     "predict",
-    "rate_per_layer",
+    "probes",
     "run",
+    "show_source",
     "sweep",
-    "teaching",
-    "transferred",
     "unfreeze",
-    "widgets",
 ]
 
-LOADED_WHEN_USED = ("exercises", "plots", "teaching", "widgets")
 
-
-def __getattr__(name: str) -> ModuleType:
-    if name in LOADED_WHEN_USED:
-        return importlib.import_module(f"labutils.{name}")
-    raise AttributeError(f"module 'labutils' has no attribute '{name}'")
+def __getattr__(name: str) -> object:
+    if name not in LOADED_WHEN_USED:
+        raise AttributeError(f"module 'labutils' has no attribute '{name}'")
+    module = importlib.import_module(LOADED_WHEN_USED[name])
+    return getattr(module, name, module)

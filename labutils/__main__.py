@@ -2,6 +2,7 @@
 
 import sys
 
-from labutils.cli import main
+from labutils.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,10 +3,14 @@
 import difflib
 import math
 from collections.abc import Collection, Iterable
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+LARGEST = 2**63 - 1  # of a whole number; torch and NumPy hold no larger one
+LONGEST_SHOWN = 200  # characters of a value in an error
 
 
 class SettingError(ValueError):
@@ -19,37 +23,45 @@ class SettingError(ValueError):
     """
 
     def __init__(self, setting: str, given: object, allowed: str):
-        super().__init__(f"{setting}: {given!r} was given; allowed: {allowed}")
+        shown = repr(given)
+        if len(shown) > LONGEST_SHOWN:
+            shown = f"{shown[:LONGEST_SHOWN]}…"
+        super().__init__(f"{setting}: {shown} was given; allowed: {allowed}")
         self.setting, self.given, self.allowed = setting, given, allowed
 
 
 class UnknownSetting(SettingError):
-    """A name that nothing answers to; the message offers the nearest one that exists."""
+    """A name that does not exist; the message offers the three nearest names that do."""
 
     def __init__(self, setting: str, known: Iterable[str]):
         known = sorted(known)
         # A name without its section is compared with names without theirs.
         comparable = {name if "." in setting else name.rpartition(".")[2]: name for name in known}
-        nearest = difflib.get_close_matches(setting, comparable, n=1, cutoff=0.5)
-        hint = f"; did you mean {comparable[nearest[0]]}?" if nearest else ""
-        ValueError.__init__(self, f"{setting}: no such name{hint} (allowed: {', '.join(known)})")
+        nearest = [comparable[name] for name in difflib.get_close_matches(setting, comparable, n=3, cutoff=0.5)]
+        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else f" (there are {', '.join(known)})"
+        ValueError.__init__(self, f"{setting[:LONGEST_SHOWN]}: no such name{hint}")
         self.setting, self.given, self.allowed = setting, setting, ", ".join(known)
 
 
-def check_whole(setting: str, value: object, low: int) -> None:
-    """Accept whole numbers from `low` up."""
-    if not is_whole(value, low):
-        raise SettingError(setting, value, f"a whole number from {low}")
+def check_whole(setting: str, value: object, low: int, high: int = LARGEST) -> None:
+    """Accept whole numbers from `low` to `high`, NumPy's among them."""
+    if not is_whole(value, low, high):
+        upwards = is_whole(value, low, math.inf) or high != LARGEST  # the upper end matters
+        raise SettingError(setting, value, f"a whole number from {low}" + (f" to {high}" if upwards else ""))
 
 
-def check_counts(setting: str, values: object, length: int) -> None:
-    """Accept lists of so many whole numbers from 1."""
-    if not isinstance(values, list | tuple) or len(values) != length or not all(is_whole(value, 1) for value in values):
-        raise SettingError(setting, values, f"{length} whole numbers from 1, such as {[2] * length}")
+def check_counts(setting: str, values: object, length: int, high: int) -> None:
+    """Accept lists of `length` whole numbers from 1 to `high`."""
+    if (
+        not isinstance(values, list | tuple)
+        or len(values) != length
+        or not all(is_whole(value, 1, high) for value in values)
+    ):
+        raise SettingError(setting, values, f"{length} whole numbers from 1 to {high}, such as {[2] * length}")
 
 
-def is_whole(value: object, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+def is_whole(value: object, low: int, high: float) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
 
 
 def check_number(setting: str, value: object, low: float, high: float = math.inf, *, open_ends: str = "") -> None:
@@ -57,9 +69,9 @@ def check_number(setting: str, value: object, low: float, high: float = math.inf
     above = f"above {low:g}" if open_ends in ("low", "both") else f"from {low:g}"
     below = "" if high == math.inf else f" to below {high:g}" if open_ends in ("high", "both") else f" to {high:g}"
     inside = (
-        isinstance(value, int | float)
+        isinstance(value, Real)
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        and (abs(value) <= LARGEST if isinstance(value, Integral) else math.isfinite(value))
         and (value > low if open_ends in ("low", "both") else value >= low)
         and (value < high if open_ends in ("high", "both") else value <= high)
     )
@@ -78,3 +90,14 @@ def check_choice(setting: str, value: object, allowed: Collection[object]) -> No
     """Accept one of a few values."""
     if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in allowed):
         raise SettingError(setting, value, ", ".join(repr(choice) for choice in allowed))
+
+
+def check_flag(setting: str, value: object) -> None:
+    """Accept True or False."""
+    check_choice(setting, value, (True, False))
+
+
+def check_text(setting: str, value: object, *, optional: bool = False) -> None:
+    """Accept text that is not empty, and None where the setting is optional."""
+    if not (isinstance(value, str) and value) and not (optional and value is None):
+        raise SettingError(setting, value, "text of at least one character" + (", or null" if optional else ""))

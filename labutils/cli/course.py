@@ -1,0 +1,139 @@
+"""The course as a whole: execute its notebooks, publish them as pages, hand them out without solutions."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jinja2
+import nbformat
+import torch
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
+from nbconvert.preprocessors import ClearOutputPreprocessor, TagRemovePreprocessor
+
+from labutils.experiments.provenance import provenance
+from labutils.files import home
+
+NOTEBOOKS = home() / "notebooks"
+TEMPLATES = Path(__file__).parent / "templates"
+CELL_TIMEOUT_S = {"smoke": 120, "laptop": 1_800, "full": 86_400}
+SOLUTION_NOTE = ", and a solution in the folded cell below it (click the bar)"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class NotebookFailed(RuntimeError):
+    """A cell of a notebook raised an error."""
+
+
+def execute_course(profile: str, folder: Path) -> Iterator[Path]:
+    """Execute every notebook in a fresh kernel, then write the course's site.
+
+    Args:
+        profile: smoke, laptop or full.
+        folder: where the executed copies go, and in its folder `site` their pages; made if absent.
+
+    Yields:
+        The executed copy and the page of each notebook, in the course's order, and last the site's front page.
+
+    Raises:
+        NotebookFailed: a cell failed; the copies and pages before are there, and the copy that failed.
+    """
+    site = folder / "site"
+    site.mkdir(parents=True, exist_ok=True)
+    notebooks = read_notebooks()
+    titles = {path: title_of(notebook) for path, notebook in notebooks.items()}
+    for path, notebook in notebooks.items():
+        copy, page = folder / path.name, site / f"{path.stem}.html"
+        try:
+            execute(notebook, profile)
+        except CellExecutionError as error:
+            raise NotebookFailed(f"{path.name}: {error.ename}: {error.evalue} (its traceback is in {copy})") from error
+        finally:
+            nbformat.write(notebook, copy)
+        page.write_text(as_page(notebook, path, titles), encoding="utf-8")
+        yield copy
+        yield page
+    front = site / "index.html"
+    front.write_text(front_page(notebooks, profile), encoding="utf-8")
+    yield front
+
+
+def read_notebooks() -> dict[Path, nbformat.NotebookNode]:
+    """The course's notebooks in order, by their paths."""
+    return {path: nbformat.read(path, as_version=4) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+
+
+def title_of(notebook: nbformat.NotebookNode) -> str:
+    """A notebook's heading."""
+    return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+
+
+def execute(notebook: nbformat.NotebookNode, profile: str) -> nbformat.NotebookNode:
+    """Execute a notebook in place, in the course's kernel; where it shows a widget, only its static picture is kept."""
+    client = NotebookClient(
+        notebook,
+        kernel_name="labutils",
+        timeout=CELL_TIMEOUT_S[profile],
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,  # else where an output is cut into pieces depends on the moment
+        resources={"metadata": {"path": NOTEBOOKS}},
+    )
+    client.execute(env=os.environ | {"LABUTILS_PROFILE": profile, "TQDM_DISABLE": "1"})
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            output.get("data", {}).pop(WIDGET, None)
+    return notebook
+
+
+def as_page(notebook: nbformat.NotebookNode, path: Path, titles: dict[Path, str]) -> str:
+    """A notebook as an HTML page that needs no other file and no network, with links to its neighbours."""
+    paths = list(titles)
+    place = paths.index(path)
+    links = {"The course": "index.html"}
+    links |= {f"← {titles[before]}": f"{before.stem}.html" for before in paths[:place][-1:]}
+    links |= {f"{titles[after]} →": f"{after.stem}.html" for after in paths[place + 1 :][:1]}
+    exporter = HTMLExporter(extra_template_basedirs=[str(TEMPLATES)], template_name="course")
+    return exporter.from_notebook_node(notebook, {"links": links, "metadata": {"name": titles[path]}})[0]
+
+
+def front_page(notebooks: dict[Path, nbformat.NotebookNode], profile: str) -> str:
+    """The site's first page: each notebook's title and opening paragraph."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    pages = []
+    for path, notebook in notebooks.items():
+        paragraphs = re.split(r"\n\s*\n", notebook.cells[0].source)
+        summary = markdown2html(paragraphs[1]) if len(paragraphs) > 1 else ""
+        pages.append({"address": f"{path.stem}.html", "title": title_of(notebook), "summary": summary})
+    return environment.get_template("front.html.j2").render(
+        pages=pages, profile=profile, **provenance(torch.device("cpu"))
+    )
+
+
+def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A notebook to hand out: no solutions, no outputs."""
+    for preprocessor in (TagRemovePreprocessor(remove_cell_tags={"solution"}), ClearOutputPreprocessor()):
+        notebook, _ = preprocessor.preprocess(notebook, {})
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(SOLUTION_NOTE, "")
+    return notebook
+
+
+def write_student_copies(folder: Path) -> list[Path]:
+    """Write copies of the notebooks to hand out, without solutions or outputs.
+
+    Args:
+        folder: where they go; made if absent.
+
+    Returns:
+        The copies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for path, notebook in read_notebooks().items():
+        copies.append(folder / path.name)
+        nbformat.write(without_solutions(notebook), copies[-1])
+    return copies

@@ -1,0 +1,187 @@
+"""The command line: labutils doctor | data | run | sweep | report | export | course | student."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from labutils.cli.arguments import SAVED, make_parser, read_settings, show_help
+from labutils.data.loading import NAMES, load_data
+from labutils.errors import SettingError
+from labutils.experiments import results, sweeps
+from labutils.experiments.configs import config_names
+from labutils.experiments.running import load_experiment_data, run
+from labutils.experiments.settings import Experiment, grid
+from labutils.methods.pretrained import save_pretrained
+from labutils.training.history import Interrupted
+
+BANKED_PROFILES = ("laptop", "full")  # at which the course's own results and checkpoints are made
+KEPT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0 done, 1 failed, 2 a wrong argument, 130 interrupted."""
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command not in ("run", "sweep"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        status = COMMANDS[options.command](options, rest)
+        sys.stdout.flush()  # here, where an error can be told
+    except SettingError as error:
+        return complain(error, 2)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        return complain(str(error) or type(error).__name__, 1)
+    except KeyboardInterrupt:
+        kept = "; what was whole is kept, and the same command goes on from there"
+        return complain(f"interrupted{kept if options.command in ('run', 'sweep') else ''}", 130)
+    return status
+
+
+def complain(what: object, status: int) -> int:
+    """Say in one line what is wrong; the exit status."""
+    print("labutils:", " ".join(str(what).split()), file=sys.stderr)
+    return status
+
+
+def doctor(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.cli.doctor import examine
+
+    for check in examine():
+        print(check, flush=True)
+    return 0
+
+
+def data(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    for name in options.names or NAMES:
+        print(f"{name}: {load_data(name, source=options.source, root=options.root, device='cpu')}")
+    return 0
+
+
+def run_one(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    settings = settings_of(options, rest)
+    if options.help:
+        show_help(options.parser, options.config and Experiment.load(options.config, **settings))
+        return 0
+    try:
+        finished = run(Experiment.load(options.config, **settings), force=options.force)
+    except Interrupted as interrupt:
+        if interrupt.history.rows:
+            print(interrupt.history.frame.round(4).to_string(index=False))
+        raise
+    print(finished.history.frame.round(4).to_string(index=False))
+    print(f"{finished}\nkept in {finished.path}")
+    return 0
+
+
+def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    settings = settings_of(options, rest)
+    if options.help:
+        show_help(options.parser, options.config and Experiment.load(options.config, **settings))
+        return 0
+    experiments = grid(options.config, **settings)
+    wanted = [what for what in SAVED if getattr(options, f"save_{what}")]
+    if wanted:  # asked before the work, not after it
+        name = kept_name(options, experiments[0], changed=bool(rest))
+    table = sweeps.sweep(experiments, jobs=options.jobs, cluster=options.cluster)
+    failed = table[table["error"].notna()] if "error" in table else table.iloc[:0]
+    print(f"{len(table) - len(failed)} of {len(table)} runs are in the store")
+    if len(failed):
+        print(failed[[*results.settings_that_vary(table), "error"]].to_string(index=False), file=sys.stderr)
+        return 1
+    tables = {
+        "results": lambda: table,
+        "epochs": lambda: results.histories(experiments),
+        "gradients": lambda: results.gradients(experiments),
+    }
+    for what in wanted:
+        print(f"banked in {results.save_results(name + SAVED[what][0], tables[what]())}")
+    return 0
+
+
+def settings_of(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, object]:
+    """What the command line changes of a config: its profile and its settings."""
+    if not options.config:
+        if not options.help:
+            raise SettingError("config", None, f"a YAML file, or one of {', '.join(config_names())}")
+        return {}
+    return {"profile": options.profile, **read_settings(options.config, options.profile, rest)}
+
+
+def kept_name(options: argparse.Namespace, experiment: Experiment, *, changed: bool = False) -> str:
+    """The name under which results or weights go into data/, which holds the course's own.
+
+    Raises:
+        SettingError: the name is the course's, and what is to be kept is not the course's config as it stands.
+    """
+    if options.kept_as is None:
+        if options.config in config_names() and experiment.profile in BANKED_PROFILES and not changed:
+            return experiment.name
+        given = f"{options.config} at the {experiment.profile} profile{', with other settings' if changed else ''}"
+        allowed = (
+            f"a config of the course as it is, at the profile {' or '.join(BANKED_PROFILES)}; --as NAME keeps others"
+        )
+        raise SettingError("config", given, allowed)
+    taken = {f"{name}{ending}" for name in config_names() for ending, _ in SAVED.values()}
+    if not KEPT_NAME.fullmatch(options.kept_as) or options.kept_as.casefold() in taken:
+        raise SettingError(
+            "as", options.kept_as, "a name of letters, digits, - and _ that is not that of a config of the course"
+        )
+    return options.kept_as
+
+
+def tell(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.cli.report import readable, report
+
+    folder = options.to or Path("build", "reports", Path(options.config).stem)
+    summary, files = report(options.config, folder, profile=options.profile)
+    print(readable(summary).to_string(index=False))
+    print(*files, sep="\n")
+    return 0
+
+
+def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    experiment = Experiment.load(options.config, profile=options.profile)
+    name = kept_name(options, experiment)
+    finished = run(experiment)
+    path = save_pretrained(
+        name,
+        finished.model,
+        load_experiment_data(experiment),
+        settings=experiment.settings(),
+        metrics=finished.metrics,
+    )
+    print(f"{finished}\nkept in {path}")
+    return 0
+
+
+def course(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.cli.course import execute_course
+
+    for path in execute_course(options.profile, options.to):
+        print(path, flush=True)
+    return 0
+
+
+def student(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.cli.course import write_student_copies
+
+    print(*write_student_copies(options.to), sep="\n")
+    return 0
+
+
+COMMANDS = {
+    "doctor": doctor,
+    "data": data,
+    "run": run_one,
+    "sweep": run_sweep,
+    "report": tell,
+    "export": export,
+    "course": course,
+    "student": student,
+}

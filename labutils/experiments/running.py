@@ -1,0 +1,274 @@
+"""run: train an experiment once, find it in the store ever after."""
+
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from labutils import files
+from labutils.data.loading import ImageData, batches, data_root, load_data
+from labutils.errors import SettingError
+from labutils.experiments import store
+from labutils.experiments.provenance import provenance
+from labutils.experiments.settings import Experiment
+from labutils.experiments.store import DamagedRun, Run
+from labutils.experiments.tracking import Mirror
+from labutils.methods.distillation import load_teacher
+from labutils.methods.probes import gradient_norms
+from labutils.methods.transfer import find_head, fine_tune, pretrained_model
+from labutils.models.building import build_model
+from labutils.models.counting import describe
+from labutils.models.identity import model_identity
+from labutils.training.callbacks import Callback, Probe
+from labutils.training.checkpoints import CheckpointError
+from labutils.training.device import seeded
+from labutils.training.evaluation import evaluate
+from labutils.training.history import History
+from labutils.training.loop import fit
+
+PROBE_IMAGES = 512  # of the training split, whose gradients are measured
+
+ModelClass = Callable[..., nn.Module]
+
+
+class Busy(Exception):
+    """Another process is training the run."""
+
+
+def run(
+    experiment: Experiment,
+    *,
+    model: ModelClass | None = None,
+    force: bool = False,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    wait: bool = True,
+) -> Run:
+    """Run an experiment, or load it where it has been run before.
+
+    Of several processes that want the same run at once, one trains and the others load what it has found. A run that
+    was killed or interrupted goes on after its last whole epoch.
+
+    Args:
+        experiment: what to run, or the name of a config of the course.
+        model: a class of your own in place of the course's. It is called with those of the experiment's model settings
+            that it takes, and of in_features, in_channels and classes. What it computes is part of the run's identity.
+        force: train anew even if the run is there.
+        progress: whether to show a progress bar.
+        callbacks: as of `fit`.
+        wait: whether to wait for another process that is training this run.
+
+    Returns:
+        The run; one that a Stop button ended is not `finished`, and goes on when it is asked for again.
+
+    Raises:
+        Diverged: the loss became NaN or infinite.
+        Interrupted: as in `fit`; the epochs so far are kept, and the run goes on from them when it is asked for again.
+        StoreError: the store can't be written.
+        Busy: another process is training the run, and `wait` is false.
+    """
+    from filelock import Timeout
+
+    if isinstance(experiment, str | Path):
+        experiment = Experiment.load(experiment)
+    if not isinstance(experiment, Experiment):
+        raise SettingError("experiment", experiment, "an Experiment, or the name of a config of the course")
+    if model is not None and (experiment.transfer.backbone or not callable(model)):
+        raise SettingError("model", model, "a class that makes a network, for an experiment without a backbone")
+    data = load_experiment_data(experiment)
+    identity = identify(experiment, data, model)
+    build = functools.partial(build_for, experiment, data, model)
+    if not force:  # first without the lock, so that a store which can only be read serves as well
+        kept = store.find_run(identity, experiment, build)
+        if kept is not None:
+            return kept
+    path = store.run_path(identity)
+    held = store.lock(path)
+    try:
+        with held.acquire(timeout=-1 if wait else 0), store.signed_lock(path):
+            kept = None if force else store.find_run(identity, experiment, build)
+            if kept is not None:
+                return kept
+            if force:
+                store.remove_checkpoints(path)
+            finished = train(experiment, data, identity, build, callbacks=callbacks, progress=progress)
+            if finished.finished:
+                store.write_run(finished)
+    except Timeout:
+        raise Busy(f"{experiment.name} is being trained by {store.lock_holder(path)}") from None
+    return finished
+
+
+def kept_run(experiment: Experiment) -> Run | None:
+    """The run of an experiment if the store has it; nothing is trained."""
+    data = load_experiment_data(experiment)
+    return store.find_run(identify(experiment, data), experiment, functools.partial(build_for, experiment, data))
+
+
+def identify(experiment: Experiment, data: ImageData, model: ModelClass | None = None) -> str:
+    """What names an experiment's run, as `Experiment.identity`; a student's model counts by what it computes."""
+    if model is None:
+        return experiment.identity(data)
+    with seeded(experiment.training.seed, torch.device("cpu")):
+        built = build_for(experiment, data, model)
+    initial = files.tensors_digest(dict(enumerate_tensors(built)))
+    return experiment.identity(data, {"own": model_identity(built, data.image_shape), "initial": initial})
+
+
+def enumerate_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """A model's tensors by their place instead of their name, which a student may change."""
+    return [(f"{number:06}", tensor) for number, tensor in enumerate(model.state_dict().values())]
+
+
+def build_for(experiment: Experiment, data: ImageData, model: ModelClass | None = None) -> nn.Module:
+    """An experiment's model, fitting its data, as it is before training: random, or pretrained as its transfer says."""
+    if experiment.transfer.backbone:
+        return pretrained_model(experiment.transfer, experiment.model, data, cache=store.outputs_folder())
+    if model is None:
+        return build_model(**experiment.model, image_shape=data.image_shape, classes=len(data.classes))
+    sizes = {
+        "in_features": math.prod(data.image_shape),
+        "in_channels": data.image_shape[0],
+        "classes": len(data.classes),
+    }
+    accepted = inspect.signature(model).parameters
+    arguments = {name: value for name, value in {**experiment.model, **sizes}.items() if name in accepted}
+    built = model(**arguments)
+    if not isinstance(built, nn.Module):
+        raise SettingError("model", model, "a class that makes a torch.nn.Module")
+    return built
+
+
+def untrained(experiment: Experiment, data: ImageData, build: Callable[[], nn.Module]) -> nn.Module:
+    """An experiment's model with its initial weights, on the data's device."""
+    with seeded(experiment.training.seed, data.device):
+        return build().to(data.device)
+
+
+def train(
+    experiment: Experiment,
+    data: ImageData,
+    identity: str,
+    build: Callable[[], nn.Module],
+    *,
+    callbacks: Sequence[Callback],
+    progress: bool,
+) -> Run:
+    """Build an experiment's model, train it, measure it once on the test split."""
+    path = store.run_path(identity)
+    model = untrained(experiment, data, build)
+    about = {"name": experiment.name, "profile": experiment.profile, "data_title": data.title}
+    mirror = Mirror(
+        experiment.tracking,
+        config=about | experiment.settings(),
+        residual=bool(experiment.model.get("residual")),
+        name=f"{experiment.name} {path.name[:6]}",
+        folder=store.store_root(),
+    )
+    with mirror, store.store_errors():
+        learn = functools.partial(
+            learn_task,
+            experiment,
+            model,
+            data,
+            callbacks=[*gradient_probes(experiment, data), mirror, *callbacks],
+            checkpoint=store.checkpoint_path(path),
+            progress=progress,
+        )
+        try:
+            history = learn()
+        except CheckpointError as error:  # damaged, or from before a change to the course
+            warnings.warn(f"{error}; the run is trained from its beginning", DamagedRun, stacklevel=3)
+            store.remove_checkpoints(path)
+            history = learn()
+        metrics = {"identity": identity, **measure(model, data, experiment, history)}
+        mirror.finish(metrics)
+    return Run(experiment, history, metrics, None if history.interrupted else path, lambda: model)
+
+
+def learn_task(
+    experiment: Experiment,
+    model: nn.Module,
+    data: ImageData,
+    *,
+    callbacks: Sequence[Callback],
+    checkpoint: Path,
+    progress: bool,
+) -> History:
+    """Train a model in the way the experiment names: by fit, by fine-tuning, by a fitted head, or with a teacher."""
+    options = {"callbacks": callbacks, "checkpoint": checkpoint, "progress": progress}
+    training, transfer, distillation = experiment.training, experiment.transfer, experiment.distillation
+    if transfer.backbone and transfer.method != "fine_tuning":
+        return find_head(model, data, transfer, cache=store.outputs_folder())
+    if transfer.backbone:
+        return fine_tune(model, data, training, transfer, **options)
+    if distillation.teacher:
+        teacher = load_teacher(distillation, data, training, cache=store.outputs_folder())
+        return fit(model, data, training, loss=teacher.loss, **options | {"callbacks": [teacher, *callbacks]})
+    return fit(model, data, training, **options)
+
+
+def gradient_probes(experiment: Experiment, data: ImageData) -> list[Probe]:
+    """What measures the gradients after each epoch, for an experiment that wants it."""
+    if not experiment.measurement.gradients:
+        return []
+    images, labels = next(batches(data.train, data, PROBE_IMAGES))
+    return [Probe(functools.partial(gradient_norms, images=images, labels=labels))]
+
+
+def measure(model: nn.Module, data: ImageData, experiment: Experiment, history: History) -> dict[str, object]:
+    """A run's figures and where they come from."""
+    metrics = {
+        "best_epoch": history.best_epoch,
+        "epochs_run": len(history.rows),
+        "stopped_early": history.stopped_early,
+        "seconds": sum(row["seconds"] for row in history.rows),
+        **describe(model, data.image_shape),
+    }
+    figures = figures_so_far(history) if history.interrupted else final_figures(model, data, experiment)
+    origin = {"experiment": experiment.name, "profile": experiment.profile, "data": data.title, "source": data.source}
+    return metrics | figures | origin | provenance(data.device)
+
+
+def final_figures(model: nn.Module, data: ImageData, experiment: Experiment) -> dict[str, float]:
+    """How well a trained model does on the validation and the test split; the one use of the test split."""
+    figures = {}
+    for part in ("validation", "test"):
+        if getattr(data, part) is not None:
+            measured = functools.partial(evaluate, model, part, data, precision=experiment.training.precision)
+            figures |= {f"{part}_{figure}": value for figure, value in measured().items()}
+            if experiment.training.augment is not None:  # it has learnt that a mirror image shows the same
+                figures[f"{part}_flips_top1"] = measured(views=2)["top1"]
+            if experiment.measurement.six_views:
+                figures[f"{part}_views_top1"] = measured(views=6)["top1"]
+    return figures
+
+
+def figures_so_far(history: History) -> dict[str, float]:
+    """The best epoch's validation figures of a run that was stopped; the test split is for finished ones."""
+    best = history.best if history.rows else {"validation_loss": math.nan, "validation_accuracy": math.nan}
+    return {
+        "validation_loss": best["validation_loss"],
+        "validation_top1": best["validation_accuracy"],
+        "test_loss": math.nan,
+        "test_top1": math.nan,
+    }
+
+
+def load_experiment_data(experiment: Experiment) -> ImageData:
+    """The data an experiment is about, kept in memory for the next run on them."""
+    archive = data_root() / f"{experiment.data['name']}.npz"
+    stat = archive.stat() if archive.is_file() else None
+    version = None if stat is None else (stat.st_mtime_ns, stat.st_size)  # an archive may be replaced meanwhile
+    return cached_data(tuple(sorted(experiment.data.items())), data_root(), version)
+
+
+@functools.lru_cache(maxsize=2)
+def cached_data(settings: tuple, root: Path, version: tuple | None) -> ImageData:
+    """A data set; `version` says which state of its archive is meant."""
+    return load_data(**dict(settings), root=root)

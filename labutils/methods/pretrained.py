@@ -1,0 +1,91 @@
+"""Trained networks that belong to the course: data/checkpoints, weights with the record of the run they come from."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from labutils.data.loading import ImageData
+from labutils.errors import UnknownSetting
+from labutils.files import home, tensors_digest
+from labutils.models.building import build_model
+from labutils.models.identity import shapes
+from labutils.training.checkpoints import CheckpointError, load_tensors, save_tensors
+
+
+def checkpoints_folder() -> Path:
+    """Where the course's trained networks are kept."""
+    return home() / "data" / "checkpoints"
+
+
+def save_pretrained(name: str, model: nn.Module, data: ImageData, *, settings: dict[str, dict], metrics: dict) -> Path:
+    """Keep a trained network for the course: NAME.safetensors, and NAME.json with its record and checksum.
+
+    Args:
+        name: of its experiment.
+        model: the network.
+        data: what it was trained on.
+        settings: of its experiment, by section.
+        metrics: of its run.
+
+    Returns:
+        The path of the weights.
+    """
+    path = checkpoints_folder() / f"{name}.safetensors"
+    record = {
+        "settings": {section: settings[section] for section in ("data", "model", "training")},
+        "image_shape": data.image_shape,
+        "classes": data.classes,
+        "mean": data.mean.tolist(),
+        "std": data.std.tolist(),
+        "metrics": metrics,
+    }
+    checksum = save_tensors(path, model.state_dict(), record)
+    written = json.dumps({"sha256": checksum, **record}, indent=2)
+    path.with_suffix(".json").write_text(f"{written}\n", encoding="utf-8")
+    return path
+
+
+def load_pretrained(name: str = "cnn_backbone") -> tuple[nn.Module, dict]:
+    """A trained network of the course, in eval mode on the CPU, and its record.
+
+    Args:
+        name: of a config whose network is kept in data/checkpoints.
+
+    Returns:
+        The model, and the record: settings (by section), image_shape, classes, mean and std (of the images it was
+        trained on, by which they are normalised), metrics (of its run).
+
+    Raises:
+        SettingError: there is none of that name.
+        CheckpointError: it is damaged, not the one that its record is about, or its weights fit another model.
+    """
+    beside = read_record(name)
+    path = checkpoints_folder() / f"{name}.safetensors"
+    tensors, record = load_tensors(path)
+    if beside != {"sha256": tensors_digest(tensors, json.dumps(record)), **record}:
+        raise CheckpointError(f"checkpoint {path}: {name}.json is the record of another network")
+    with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced
+        model = build_model(
+            **record["settings"]["model"],
+            image_shape=tuple(record["image_shape"]),
+            classes=len(record["classes"]),
+        )
+    if shapes(model) != {key: list(tensor.shape) for key, tensor in tensors.items()}:
+        raise CheckpointError(f"checkpoint {path}: its weights do not fit {model}")
+    model.load_state_dict(tensors)
+    return model.eval(), record
+
+
+def read_record(name: str) -> dict:
+    """What NAME.json says of a trained network of the course; raises as `load_pretrained` does."""
+    path = checkpoints_folder() / f"{name}.json"
+    if not path.with_suffix(".safetensors").is_file():
+        raise UnknownSetting(name, [kept.stem for kept in checkpoints_folder().glob("*.safetensors")])
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {path.with_suffix('.safetensors')}: its record {path.name} can't be read ({error})"
+        ) from error

@@ -1,0 +1,147 @@
+"""Transfers as experiments."""
+
+import shutil
+
+import pytest
+import torch
+
+import labutils as lab
+from labutils.experiments import running
+from labutils.experiments.running import load_experiment_data
+from labutils.methods import pretrained, transfer
+from labutils.training import Callback
+from labutils.training.checkpoints import save_tensors
+
+
+class Act(Callback):
+    """Does what it is given at the moments it is given for."""
+
+    def __init__(self, **moments):
+        vars(self).update(moments)
+
+
+def transfer_of(**changes):
+    model = {"blocks": [1, 1, 1, 1], "width": 4, "zero_init_residual": False}
+    settings = {
+        "backbone": "small",
+        "model": model,
+        "source": "builtin",
+        "epochs": 3,
+        "name": "cifar10",
+        "limit": 300,
+        **changes,
+    }
+    return lab.Experiment.load("transfer_ladder", profile="smoke", **settings)
+
+
+@pytest.mark.parametrize("method", ["knn", "svm", "probe"])
+def test_a_head_for_frozen_features_is_a_run_like_any_other(backbone, method, monkeypatch):
+    experiment = transfer_of(method=method, k=5)
+    finished = lab.run(experiment, progress=False)
+    data = load_experiment_data(experiment)
+    monkeypatch.setattr(running, "train", lambda *_, **__: pytest.fail("trained again"))
+    again = lab.run(experiment, progress=False)
+    assert again.path == finished.path
+    for run in (finished, again):
+        assert lab.evaluate(run.model, "test", data)["top1"] == finished.metrics["test_top1"]
+    same = [name for name in backbone.state_dict() if not name.startswith("head.")]
+    assert all(torch.equal(again.model.state_dict()[name], backbone.state_dict()[name]) for name in same)
+    assert finished.metrics["parameters"] == (0 if method == "knn" else 10 * (32 + 1))
+    assert finished.metrics["test_top1"] > 0.2  # of 10 classes
+
+
+def test_fine_tuning_changes_what_it_may_and_starts_from_the_backbone(backbone):
+    finished = lab.run(transfer_of(stages=1, name="cifar100"), progress=False)
+    same = [name for name in backbone.state_dict() if name.startswith(("stem.", "stages.0", "stages.1", "stages.2"))]
+    assert all(torch.equal(finished.model.state_dict()[name], backbone.state_dict()[name]) for name in same)
+    conv = "stages.3.0.conv1.weight"
+    assert not torch.equal(finished.model.state_dict()[conv], backbone.state_dict()[conv])
+    assert finished.model.head.out_features == 100
+
+
+def test_progressive_fine_tuning_unfreezes_in_phases(backbone, monkeypatch):
+    learning, seen = [], []
+    fit = transfer.fit
+
+    def watched(model, data, training, **options):
+        learning.append((sum(parameter.requires_grad for parameter in model.parameters()), training.epochs))
+        return fit(model, data, training, **options)
+
+    monkeypatch.setattr(transfer, "fit", watched)
+    experiment = transfer_of(stages=2, progressive=True, epochs=5)
+    watch = Act(after_epoch=lambda state: seen.append((len(state.whole_history.rows), state.epochs)))
+    finished = lab.run(experiment, progress=False, callbacks=[watch])
+    counts, epochs = zip(*learning, strict=True)
+    assert list(counts) == sorted(set(counts))
+    assert counts[0] == 2
+    assert counts[2] == len(list(finished.model.parameters()))
+    assert epochs == (1, 2, 2)
+    assert seen == [(number, number) for number in (1, 2, 3, 4, 5)]
+    assert finished.history.frame["epoch"].tolist() == [1, 2, 3, 4, 5]
+    assert finished.metrics["validation_top1"] == finished.history.frame["validation_accuracy"].max()
+
+
+def test_a_progressive_fine_tuning_that_is_stopped_goes_on(backbone, one_thread):
+    experiment = transfer_of(stages=2, progressive=True, epochs=6)
+    whole = lab.run(experiment, progress=False)
+    weights = whole.model.state_dict()
+    shutil.rmtree(whole.path)
+
+    def stop(state):
+        if len(state.whole_history.rows) == 3 and state.step == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(lab.Interrupted) as caught:
+        lab.run(experiment, progress=False, callbacks=[Act(after_step=stop)])
+    assert len(caught.value.history.rows) == 3
+    resumed = lab.run(experiment, progress=False)
+    assert resumed.history.frame.drop(columns="seconds").equals(whole.history.frame.drop(columns="seconds"))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in resumed.model.state_dict().items())
+    assert not list(resumed.path.parent.glob(".checkpoints/*"))
+
+
+def test_a_run_is_named_by_the_weights_it_starts_from(backbone):
+    experiment = transfer_of()
+    data = load_experiment_data(experiment)
+    before = experiment.identity(data)
+    record = pretrained.read_record("small")
+    del record["sha256"]
+    with torch.no_grad():
+        backbone.head.bias[0] += 1
+    save_tensors(pretrained.checkpoints_folder() / "small.safetensors", backbone.state_dict(), record)
+    assert experiment.identity(data) == before  # the record beside it still tells of the old weights ...
+    with pytest.raises(lab.CheckpointError):
+        lab.run(experiment, progress=False)  # ... and they are refused
+    pretrained.save_pretrained("small", backbone, data, settings=record["settings"], metrics=record["metrics"])
+    assert experiment.identity(data) != before
+
+
+def test_a_transfer_from_nothing_is_a_training_from_scratch():
+    experiment = lab.Experiment.load("transfer_ladder", profile="smoke", backbone=None, stages=-1, method="fine_tuning")
+    assert "transfer" not in experiment.settings()
+    assert "\ntransfer:" not in experiment.to_yaml()
+    again = experiment.override(backbone="cnn_backbone", stages=1)
+    assert again.settings()["transfer"]["stages"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.width": 8}, r"model\.width: 8 .* 4, which small has"),
+        ({"stages": 5}, r"stages: 5 .* from -1 to 4"),
+        ({"backbone": "smal"}, "did you mean small"),
+        ({"name": "mnist"}, "backbone: 'small' .* 1 channels, not 3"),
+        ({"method": "svm", "validation": 0.0}, "C: None .* no validation split"),
+        ({"stages": 1, "progressive": True, "epochs": 2}, "epochs: 2 .* from 3, one for each phase"),
+        ({"method": "knn", "k": 10_000}, r"k: 10000 .* from 1 to"),
+    ],
+)
+def test_transfers_that_cannot_be_are_named(backbone, store, changes, words):
+    with pytest.raises(lab.SettingError, match=words):
+        lab.run(transfer_of(**changes), progress=False)
+    assert not [path for path in store.glob("*") if not path.name.startswith(".")]
+
+
+def test_gradients_of_what_takes_no_steps_are_refused(backbone):
+    with pytest.raises(lab.SettingError, match=r"measurement\.gradients: True .* false for probe"):
+        transfer_of(method="probe", gradients=True)
