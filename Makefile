@@ -2,12 +2,14 @@
 PYTHON ?= python3
 PROFILE ?= laptop
 JUPYTER_OPTIONS ?=
+# How much `make faults` damages and kills.
+N ?= 200
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 BIN := .venv/bin
 # Where the data sets lie packed beside the checkout, they are unpacked instead of downloaded.
 UNPACK := $(wildcard ../shared/data/unpack.py)
 
-.PHONY: lab test course student bench lock clean data-archives
+.PHONY: lab test test-slow test-oldest faults course student bench lint lock clean data-archives
 .DEFAULT_GOAL := lab
 
 lab: data-archives
@@ -15,6 +17,16 @@ lab: data-archives
 
 test: data-archives
 	$(BIN)/python -m pytest
+
+test-slow: data-archives
+	$(BIN)/python -m pytest -m slow
+
+# A short test with the oldest versions that pyproject.toml allows, in an environment of their own (6 GB on Linux).
+test-oldest: .venv-oldest
+	.venv-oldest/bin/python -m pytest tests/test_oldest.py
+
+faults: .venv
+	LABUTILS_FAULTS=$(N) $(BIN)/python -m pytest -m "" tests/test_faults.py
 
 course: data-archives
 	$(BIN)/labutils course --profile $(PROFILE) --to build
@@ -25,11 +37,21 @@ student: .venv
 bench: data-archives
 	$(BIN)/python benchmarks/bench.py
 
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
 .venv: pyproject.toml requirements.lock | $(filter .uv/bin/uv,$(UV))
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv
 	$(UV) pip install --quiet --python .venv --require-hashes --compile-bytecode -r requirements.lock
 	$(UV) pip install --quiet --python .venv --no-deps -e .
 	touch .venv
+
+.venv-oldest: pyproject.toml | $(filter .uv/bin/uv,$(UV))
+	$(UV) venv --quiet --clear --python 3.11 .venv-oldest
+	$(UV) pip install --quiet --python .venv-oldest --resolution lowest-direct -e ".[tests,cluster]"
+	touch .venv-oldest
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
@@ -43,5 +65,5 @@ lock: | $(filter .uv/bin/uv,$(UV))
 		--custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf .venv .uv build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .uv build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

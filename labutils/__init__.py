@@ -15,11 +15,12 @@ import importlib
 
 from labutils.data import ArchiveError, DownloadError, ImageData, Split, StandInWarning, batches, load_data
 from labutils.errors import SettingError
+from labutils.experiments.cluster import ClusterError
 from labutils.experiments.results import load_results
 from labutils.experiments.running import run
 from labutils.experiments.settings import Experiment, grid
 from labutils.experiments.store import DamagedRun, Run, StoreError
-from labutils.experiments.sweeps import ClusterError, sweep
+from labutils.experiments.sweeps import sweep
 from labutils.methods import probes
 from labutils.methods.distillation import distillation_loss
 from labutils.methods.features import extract_features, extract_logits

@@ -1,9 +1,11 @@
-"""What the set-up files say must agree, and importing the package must stay cheap."""
+"""What the set-up files say must agree, the layers must hold, and importing the package must stay cheap."""
 
-import argparse
+import ast
+import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,7 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import labutils as lab
-from labutils.cli import read_settings
+from labutils.cli.arguments import make_parser, read_settings
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -22,25 +24,40 @@ DEPENDENCIES = [
     *PROJECT["dependencies"],
     *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
 ]
-CONDA_NAMES = {"torch": "pytorch", "ray": "ray-default", "playwright": "playwright-python"}
-# What extras of ours bring in is listed by name for conda, which knows no extras.
-OF_EXTRAS = {"docstring-parser": "jsonargparse", "typeshed-client": "jsonargparse", "grpcio": "ray"}
+OLDEST_PYTHON = PROJECT["requires-python"].removeprefix(">=")
+MAKEFILE = (ROOT / "Makefile").read_text()
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+# What torch does not load anyway, and what reading a config or making random numbers needs.
+LIGHT = {"labutils", "numpy", "tqdm", "yaml"}
 
 
 def normalised(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_conda_gets_the_same_set():
-    wanted = map(Requirement, DEPENDENCIES)
-    expected = {normalised(CONDA_NAMES.get(r.name, r.name)): str(r.specifier) for r in wanted}
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    listed = [Requirement(line) for line in environment if isinstance(line, str) and line != "pip"]
-    found = {normalised(r.name): str(r.specifier) for r in listed if normalised(r.name) not in OF_EXTRAS}
-    assert found.pop("python") == PROJECT["requires-python"]
-    assert found == expected
-    assert {"pip": ["--editable ."]} in environment
-    assert {normalised(r.name) for r in listed} >= set(OF_EXTRAS)
+def recipe(target):
+    """The commands of a target of the Makefile, as they are typed where its environment is active."""
+    (lines,) = re.findall(rf"^{re.escape(target)}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    return [line.strip().replace("$(BIN)/", "").removeprefix("python -m ") for line in lines.splitlines()]
+
+
+def test_conda_gets_the_locked_versions():
+    text = (ROOT / "environment.yml").read_text()
+    python, pip, of_pip = yaml.safe_load(text)["dependencies"]
+    assert python == f"python={OLDEST_PYTHON}"
+    assert pip == "pip"
+    assert of_pip == {"pip": ["-r requirements.lock"]}
+    (package,) = (line for line in recipe(".venv") if line.endswith("-e ."))
+    assert "--no-deps -e .\n" in text
+    assert "--no-deps -e ." in package
+
+
+def test_the_oldest_versions_are_tried_with_the_oldest_python():
+    assert f"--python {OLDEST_PYTHON} " in " ".join(recipe(".venv-oldest"))
+    assert f"--python-version {OLDEST_PYTHON} " in " ".join(recipe("lock"))
+    steps = WORKFLOW["jobs"]["oldest"]["steps"]
+    assert steps[-1] == {"run": "make test-oldest"}
+    assert steps[-2]["with"] == {"python-version": OLDEST_PYTHON}
 
 
 def test_the_lock_holds_every_dependency_with_hashes_and_no_host():
@@ -56,31 +73,57 @@ def test_the_lock_holds_every_dependency_with_hashes_and_no_host():
     assert "index-url" not in lock
 
 
-def test_heavy_libraries_wait_until_they_are_used():
-    heavy = ["torchvision", "sklearn", "wandb", "seaborn", "matplotlib", "ray", "ipywidgets", "jsonargparse"]
-    code = f"import sys, labutils; print([name for name in {heavy} if name in sys.modules])"
+def test_importing_the_package_costs_little_more_than_importing_torch():
+    code = """
+import sys, numpy, torch
+before = set(sys.modules)
+import labutils
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(sorted(name for name in new - sys.stdlib_module_names if not name.startswith("_")))
+"""
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "[]"
+    assert set(ast.literal_eval(printed)) <= LIGHT
 
 
-def test_no_module_imports_one_above_it():
-    layers = [
-        ["errors", "superclasses", "workspaces"],
-        ["standins", "archives", "workers", "augmentation", "memory", "checkpoints", "muon", "stopping"], ["data"],
-        ["models"], ["training", "backbones"], ["extraction"], ["transfer", "distillation"],
-        ["probes", "stacks", "tracking"], ["experiment"], ["runs", "results"],
-        ["sweeps"], ["plots", "exercises"],
-        ["teaching", "report"], ["widgets", "doctor", "course"], ["cli"],
-    ]  # fmt: skip
-    rank = {name: level for level, names in enumerate(layers) for name in names}
-    modules = {path.stem for path in (ROOT / "labutils").glob("*.py")} - {"__init__", "__main__"}
-    assert modules == set(rank)
-    for module in modules:
-        source = (ROOT / "labutils" / f"{module}.py").read_text()
-        imported = set(re.findall(r"from labutils\.(\w+) import", source))
-        for names in re.findall(r"from labutils import ([\w, ]+)", source):
-            imported |= set(names.split(", "))
-        assert all(rank[name] < rank[module] for name in imported), (module, imported)
+def test_the_command_is_there():
+    module, _, function = PROJECT["scripts"]["labutils"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def check_layers(folder):
+    """What import-linter says of the package in a folder, by the contract in its pyproject.toml."""
+    command = [shutil.which("lint-imports", path=Path(sys.executable).parent), "--no-cache"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8")
+
+
+def test_no_layer_imports_from_one_above_it():
+    checked = check_layers(ROOT)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "said"),
+    [
+        ("errors.py", "import labutils.files", "labutils.errors is not allowed to import labutils.files"),
+        (
+            "data/loading.py",
+            "from labutils.models import mlp",
+            "labutils.data is not allowed to import",
+        ),
+        ("training/loop.py", "import labutils", "labutils.training is not allowed to import labutils.methods"),
+        ("notebook/claims.py", "def f():\n    from labutils.cli import main", "labutils.notebook is not allowed"),
+        ("stray.py", "", "labutils.stray"),
+    ],
+    ids=["one layer up", "from a module", "the whole package", "in a function", "a module without a layer"],
+)
+def test_an_import_from_a_layer_above_is_caught(tmp_path, name, source, said):
+    shutil.copytree(ROOT / "labutils", tmp_path / "labutils", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / "labutils" / name).open("a", encoding="utf-8") as module:
+        module.write(f"\n\n{source}\n")
+    checked = check_layers(tmp_path)
+    assert checked.returncode == 1
+    assert said in checked.stdout
 
 
 def test_the_readme_gives_the_banks_figures():
@@ -142,34 +185,23 @@ def documented_runs():
 
 @pytest.mark.parametrize("words", list(documented_runs()))
 def test_the_commands_that_are_documented_can_be_given(words):
-    command, config, *rest = words
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--profile")
-    if command == "sweep":
-        options.add_argument("--cluster")
-        options.add_argument("--jobs")
-        for name in ("results", "epochs", "gradients"):
-            options.add_argument(f"--save-{name}", action="store_true")
-    given, settings = options.parse_known_args(rest)
-    if settings != ["--help"]:
-        lab.Experiment.load(config, profile=given.profile, **read_settings(config, given.profile, settings))
+    options, rest = make_parser().parse_known_args(words)
+    assert options.command in ("run", "sweep") or not rest
+    settings = read_settings(options.config, options.profile, rest)
+    lab.Experiment.load(options.config, profile=options.profile, **settings)
 
 
 def test_ci_elsewhere_runs_what_ci_here_runs():
-    here = (ROOT / ".ci" / "run").read_text()
-    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]["tests"]["steps"]
-    there = [step["run"] for step in steps if "run" in step]
+    here = re.findall(r"^step make ([\w-]+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert here == ["test", "test-slow", "lint"]
+    there = [step["run"] for step in WORKFLOW["jobs"]["tests"]["steps"] if "run" in step]
     assert there[0] == ".ci/run"
     windows = [line.removeprefix("uv run --all-extras ") for line in there[1].splitlines()[1:]]
-    assert windows == ["pytest", *re.findall(r"^\.venv/bin/(ruff .*)$", here, flags=re.MULTILINE)]
-    assert "make test\n" in here
+    assert windows == [command for target in here for command in recipe(target)]
 
 
 def test_the_devcontainer_sets_up_what_make_sets_up():
     container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
-    assert re.search(
-        rf"^{re.escape(container['postCreateCommand'].removeprefix('make '))}:",
-        (ROOT / "Makefile").read_text(),
-        re.MULTILINE,
-    )
-    assert (ROOT / ".devcontainer" / container["build"]["dockerfile"]).is_file()
+    assert recipe(container["postCreateCommand"].removeprefix("make "))
+    image = (ROOT / ".devcontainer" / container["build"]["dockerfile"]).read_text()
+    assert f"FROM python:{OLDEST_PYTHON}-" in image

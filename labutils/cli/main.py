@@ -1,4 +1,4 @@
-"""The command line: labutils doctor | data | run | sweep | report | export | course | student."""
+"""The command line: labutils doctor | data | run | sweep | report | export | convert | course | student."""
 
 import argparse
 import os
@@ -160,6 +160,14 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def convert(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.experiments.conversion import convert_store
+
+    for name, outcome in convert_store():
+        print(f"{name}: {outcome}", flush=True)
+    return 0
+
+
 def course(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from labutils.cli.course import execute_course
 
@@ -182,6 +190,7 @@ COMMANDS = {
     "sweep": run_sweep,
     "report": tell,
     "export": export,
+    "convert": convert,
     "course": course,
     "student": student,
 }

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from labutils import files
@@ -266,7 +267,8 @@ def read_model(weights: Path, build: Callable[[], nn.Module]) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
-    model = build()
+    with torch.random.fork_rng(devices=[]):  # building draws weights, which are then replaced
+        model = build()
     try:
         load_model(model, weights)
     except (OSError, RuntimeError, SafetensorError) as error:

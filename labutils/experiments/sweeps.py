@@ -18,7 +18,7 @@ import torch
 
 from labutils.data.loading import data_root
 from labutils.errors import SettingError, check_whole
-from labutils.experiments.cluster import ClusterError, WorkersDied, connected, on_cluster
+from labutils.experiments.cluster import WorkersDied, connected, on_cluster
 from labutils.experiments.results import failed_row, row, tabulate
 from labutils.experiments.running import Busy, identify, kept_run, load_experiment_data, run
 from labutils.experiments.settings import Experiment, cost_of
@@ -28,8 +28,6 @@ from labutils.training.callbacks import progress_bar
 if TYPE_CHECKING:
     import pandas as pd
     from filelock import FileLock
-
-__all__ = ["ClusterError", "SweepWarning", "sweep"]
 
 PROGRESS_FORMAT = "|{bar:20}| {desc}[{elapsed} gone, {remaining} left]"
 FRUITLESS_PASSES = 3  # passes that end with a dead worker and no new run, after which the rest is given up
@@ -98,8 +96,6 @@ def look_up(experiments: Sequence[Experiment]) -> tuple[list[str], dict[str, dic
     # Ordered by their data, of which only a few sets are kept in memory.
     for place, experiment in sorted(enumerate(experiments), key=lambda numbered: str(numbered[1].data)):
         name = names[place] = identify(experiment, load_experiment_data(experiment))
-        if name in rows or name in left:
-            continue
         found = kept_run(experiment)
         if found is None:
             left[name] = experiment

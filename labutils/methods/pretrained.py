@@ -37,8 +37,6 @@ def save_pretrained(name: str, model: nn.Module, data: ImageData, *, settings: d
         "settings": {section: settings[section] for section in ("data", "model", "training")},
         "image_shape": data.image_shape,
         "classes": data.classes,
-        "mean": data.mean.tolist(),
-        "std": data.std.tolist(),
         "metrics": metrics,
     }
     checksum = save_tensors(path, model.state_dict(), record)
@@ -54,8 +52,8 @@ def load_pretrained(name: str = "cnn_backbone") -> tuple[nn.Module, dict]:
         name: of a config whose network is kept in data/checkpoints.
 
     Returns:
-        The model, and the record: settings (by section), image_shape, classes, mean and std (of the images it was
-        trained on, by which they are normalised), metrics (of its run).
+        The model, and the record: settings (by section), image_shape, classes, metrics (of its run, with the data it
+        was trained on). Other data are normalised by their own mean and standard deviation.
 
     Raises:
         SettingError: there is none of that name.

@@ -27,14 +27,15 @@ def model_identity(model: nn.Module, image_shape: tuple[int, ...], *, head: bool
         head: whether its head counts; the features of the course's own models do not depend on it.
 
     Returns:
-        Its tensors' shapes and what is frozen; for a model of the course's own class its name, version and settings;
-        for any other what it answers (see `behaviour`).
+        Its tensors' shapes and what is frozen; for a model of the course's own class its name, version, settings and
+        modules; for any other what it answers (see `behaviour`).
     """
     kind = type(model)
     if kind not in VERSIONS or {"forward", "features"} & set(vars(model)):
         return {"shapes": shapes(model), "frozen": frozen(model), "behaviour": behaviour(model, image_shape)}
     settings = {name: getattr(model, name) for name in inspect.signature(kind).parameters}
     parts = {"class": kind.__name__, "version": VERSIONS[kind], "settings": settings, "frozen": frozen(model)}
+    parts["modules"] = modules(model)  # of which a student may have put others in their place
     if head:
         return parts | {"shapes": shapes(model), "head": type(model.head).__name__}
     del settings["classes"], parts["frozen"]
@@ -44,6 +45,11 @@ def model_identity(model: nn.Module, image_shape: tuple[int, ...], *, head: bool
 def frozen(model: nn.Module) -> list[str]:
     """The names of a model's parameters that do not learn."""
     return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
+def modules(model: nn.Module) -> dict[str, str]:
+    """The class of each of a model's modules but its head, by its name."""
+    return {name: type(module).__name__ for name, module in model.named_modules() if not name.startswith("head")}
 
 
 def shapes(model: nn.Module) -> dict[str, list[int]]:

@@ -64,6 +64,11 @@ def test_a_sweeps_table_is_what_the_bank_gives_back(store, bank, tiny, scale):
     assert table["residual"].dtype == bool
 
 
+def test_text_that_pandas_might_take_for_something_else_stays_text():
+    rows = [{"run": "1234567890123456", "processor": "NA", "backbone": "007", "residual_scale": "1.0", "error": "nan"}]
+    assert results.tabulate(rows).to_dict("records") == rows
+
+
 def test_the_bank_is_written_whole_and_alone(bank):
     results.save_results("small", pd.DataFrame({"test_loss": [0.1 + 0.2, 1e-17]}))
     assert lab.load_results("small")["test_loss"].tolist() == [0.1 + 0.2, 1e-17]
@@ -137,7 +142,9 @@ def test_the_settings_that_vary_are_named():
 
 def test_an_unfinished_run_is_in_no_table(store, tiny):
     finished = lab.run(tiny, progress=False)
-    assert results.row(finished)["run"] == finished.path.name
+    row = results.row(finished)
+    assert row["run"] == finished.path.name
+    assert "identity" not in row
     finished.history.interrupted = True
     with pytest.raises(lab.SettingError, match=r"run: Run\(mlp_mnist, .*not finished.*allowed: a run that is finished"):
         results.row(finished)

@@ -238,9 +238,11 @@ def test_a_store_that_fills_up_ends_a_sweep_which_goes_on_once_there_is_room(sto
     assert hidden(store) <= LEFT_BEHIND
 
 
-def test_a_run_that_another_process_trains_comes_last(store):
+def test_a_run_that_another_process_trains_comes_last(store, monkeypatch):
     first, second = grid(axes={"seed": [0, 1]})
-    held = threading.Event()
+    held, waits = threading.Event(), []
+    run = sweeps.run
+    monkeypatch.setattr(sweeps, "run", lambda one, **options: waits.append(options["wait"]) or run(one, **options))
 
     def train_elsewhere():
         with running.store.lock(store / name_of(first)):
@@ -253,6 +255,7 @@ def test_a_run_that_another_process_trains_comes_last(store):
     table = lab.sweep([first, second], jobs=1, progress=False)
     other.join()
     assert table["run"].tolist() == [name_of(first), name_of(second)]
+    assert waits == [False, False, True]
     assert births(store)[name_of(first)] > births(store)[name_of(second)]
 
 

@@ -27,8 +27,7 @@ def test_a_network_comes_back_with_its_weights_and_record(backbone, folder, pret
     )
     assert record["image_shape"] == [3, 32, 32]
     assert record["classes"] == list(shapes.classes)
-    assert torch.allclose(torch.tensor(record["mean"]), shapes.mean)
-    assert torch.allclose(torch.tensor(record["std"]), shapes.std)
+    assert set(record) == {"settings", "image_shape", "classes", "metrics"}  # nothing that nobody uses
     assert record["metrics"] == {"data": shapes.title}
 
 

@@ -67,7 +67,7 @@ def test_a_run_moves_no_random_state_when_it_trains_and_when_it_is_loaded(name, 
     before = torch.get_rng_state()
     lab.run(experiment, progress=False)
     assert torch.equal(torch.get_rng_state(), before)
-    lab.run(experiment, progress=False)
+    assert lab.run(experiment, progress=False).model
     assert torch.equal(torch.get_rng_state(), before)
 
 

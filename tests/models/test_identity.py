@@ -137,6 +137,14 @@ def test_features_depend_on_all_but_the_head():
     assert named(lab.MLP(2, 5, residual=True)) != expected
 
 
+def test_a_module_that_was_put_in_anothers_place_counts():
+    changed = lab.MLP(2, 5)
+    changed.layers[1].activation = nn.Tanh()
+    for head in (True, False):
+        found, expected = (canonical(model_identity(m, (1, 28, 28), head=head)) for m in (changed, lab.MLP(2, 5)))
+        assert found != expected
+
+
 def test_an_instance_with_a_forward_of_its_own_counts_by_what_it_computes():
     model = lab.MLP(2, 5, in_features=16)
     assert "behaviour" not in model_identity(model, SHAPE)

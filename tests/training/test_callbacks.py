@@ -133,12 +133,19 @@ def test_progress_is_shown_where_it_is_wanted(few, capsys, monkeypatch, visible,
 
 @pytest.mark.parametrize(("when", "kept"), [(1.0, 0), (1.1, 1)], ids=["before validation", "in training"])
 def test_a_stop_that_was_asked_for_ends_between_two_steps_and_returns(few, when, kept):
-    asked = threading.Event()
-    stop = Act(after_step=lambda state: state.epochs >= when and asked.set())
+    asked, steps = threading.Event(), []
+
+    def ask(state):
+        steps.append(state.epochs)
+        if state.epochs >= when:
+            asked.set()
+
+    stop = Act(after_step=ask)
     with stoppable(asked):
         model, history = trained(few, lab.Training(epochs=50, batch_size=16), callbacks=[stop])
     assert history.interrupted
     assert len(history.rows) == kept
+    assert steps[-1] == pytest.approx(when)  # ten steps an epoch: none comes after the one in which it was asked
     if kept:
         found = lab.evaluate(model, "validation", few)["top1"]
         assert found == history.frame["validation_accuracy"].max()
