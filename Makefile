@@ -21,9 +21,10 @@ test: data-archives
 test-slow: data-archives
 	$(BIN)/python -m pytest -m slow
 
-# A short test with the oldest versions that pyproject.toml allows, in an environment of their own (6 GB on Linux).
+# With the oldest versions that pyproject.toml allows, in an environment of their own (6 GB on Linux): the course in
+# short, and the tests of what has failed with old versions before.
 test-oldest: .venv-oldest
-	.venv-oldest/bin/python -m pytest tests/test_oldest.py
+	.venv-oldest/bin/python -m pytest tests/test_oldest.py tests/cli/test_course.py tests/notebook/test_plots.py
 
 faults: .venv
 	LABUTILS_FAULTS=$(N) $(BIN)/python -m pytest -m "" tests/test_faults.py

@@ -7,7 +7,7 @@ In a round the two sides are timed one after the other, the first to go alternat
 rounds' ratios. A machine shared with others drifts by more than the few per cent that count here, and so hits both.
 What people wait for in an explorer is measured in milliseconds.
 
-MEASURED
+The bars are the aims; a run says which of them it met on the machine at hand.
 """
 
 import atexit

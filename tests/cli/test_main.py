@@ -165,8 +165,13 @@ def test_data_that_cannot_be_had_fails(tmp_path, capsys, monkeypatch):
     assert message.count("\n") == 1
 
 
+def test_converting_an_empty_store_does_nothing(store, capsys):
+    assert main(["convert"]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_help_shows_every_setting_with_this_configs_value(capsys):
-    assert main(["run", "mlp_mnist", "--depth", "7", "--profile", "smoke", "--help"]) == 0
+    assert main(["run", "mlp_mnist", "--depth", "7", "--project", "100%s", "--profile", "smoke", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--training.patience VALUE stop after so many epochs" in shown
     assert "--training.stage_lr VALUE factor on a CNN's learning rate" in shown  # of the class it inherits from
@@ -174,6 +179,7 @@ def test_help_shows_every_setting_with_this_configs_value(capsys):
     assert re.search(r"--model.width VALUE units in each hidden layer, from 1\. \(value: 64\)", shown)
     assert "--data.source VALUE archive takes `<root>/<name>.npz`" in shown
     assert '(value: "builtin")' in shown
+    assert '--tracking.project VALUE wandb\'s project. (value: "100%s")' in shown
     assert "--force" in shown
     assert main(["run", "--help"]) == 0
     assert "labutils run mlp_mnist --model.depth 10" in capsys.readouterr().out

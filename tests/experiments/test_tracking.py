@@ -236,7 +236,7 @@ def test_a_wandb_that_hangs_is_left_behind(start, stand_in, monkeypatch, replace
     stand_in(replaced)
     monkeypatch.setattr(tracking, "FINISH_TIMEOUT_S", 0.1)
     state = epochs(1)
-    state.history.rows[0]["padding"] = "x" * 1_000_000  # more than a pipe holds
+    state.whole_history.rows[0]["padding"] = "x" * 1_000_000  # more than a pipe holds
     mirror = start()
     sender = mirror.sender
     with pytest.warns(TrackingWarning, match="goes on in the background"):
