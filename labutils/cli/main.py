@@ -66,8 +66,7 @@ def data(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def run_one(options: argparse.Namespace, rest: Sequence[str]) -> int:
     settings = settings_of(options, rest)
     if options.help:
-        show_help(options.parser, options.config and Experiment.load(options.config, **settings))
-        return 0
+        return explain(options, settings)
     try:
         finished = run(Experiment.load(options.config, **settings), force=options.force)
     except Interrupted as interrupt:
@@ -82,8 +81,7 @@ def run_one(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
     settings = settings_of(options, rest)
     if options.help:
-        show_help(options.parser, options.config and Experiment.load(options.config, **settings))
-        return 0
+        return explain(options, settings)
     experiments = grid(options.config, **settings)
     wanted = [what for what in SAVED if getattr(options, f"save_{what}")]
     if wanted:  # asked before the work, not after it
@@ -101,6 +99,12 @@ def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
     }
     for what in wanted:
         print(f"banked in {results.save_results(name + SAVED[what][0], tables[what]())}")
+    return 0
+
+
+def explain(options: argparse.Namespace, settings: dict[str, object]) -> int:
+    """Print the help of `run` or `sweep`, after a config with that experiment's settings."""
+    show_help(options.parser, options.config and Experiment.load(options.config, **settings))
     return 0
 
 
