@@ -7,7 +7,13 @@ In a round the two sides are timed one after the other, the first to go alternat
 rounds' ratios. A machine shared with others drifts by more than the few per cent that count here, and so hits both.
 What people wait for in an explorer is measured in milliseconds.
 
-The bars are the aims; a run says which of them it met on the machine at hand.
+The bars are the aims; a run says which of them it met on the machine at hand. All lines together took 4 min 16 s on two
+cores of an AMD EPYC (family 26, model 2) with torch 2.15 (n = 1). Missed there, and why:
+
+- fit takes 1.17 of the bare loop at depth 1 x 32, 1.09 at 5 x 64 and 1.07 at 40 x 64 (n = 7, 9, 3; bar 1.05), and
+  batches are 0.059 of an epoch at 1 x 32 (bar 0.05). The smallest net's step takes 0.3 ms, and preparing its batch a
+  twentieth of that; the bare loop gets its batches ready made. CNNs, whose steps are long, take 0.99 and 1.02;
+- the usual loop without workers takes 2.5 of fit with a ResNet of width 16 (n = 1; bar 3.5; 5.3 with two workers).
 """
 
 import atexit

@@ -24,9 +24,11 @@ from labutils.experiments.sweeps import sweep
 from labutils.methods import probes
 from labutils.methods.distillation import distillation_loss
 from labutils.methods.features import extract_features, extract_logits
+from labutils.methods.linear import linear_probe, linear_svm
+from labutils.methods.neighbours import knn
 from labutils.methods.pretrained import load_pretrained
 from labutils.methods.probes import gradient_norms
-from labutils.methods.transfer import knn, linear_probe, linear_svm, unfreeze
+from labutils.methods.transfer import unfreeze
 from labutils.models import MLP, ResNet, ShallowCNN, describe
 from labutils.training import CheckpointError, Diverged, History, Interrupted, Training, evaluate, fit, predict
 

@@ -72,7 +72,7 @@ def make_parser() -> Parser:
         command.add_argument("config", help=f"a YAML file, or one of: {', '.join(config_names())}")
         add_profile(command)
 
-    commands.add_parser("convert", help="take runs of the format before this one into the store")
+    commands.add_parser("convert", help="take runs and results of before a change of the course over")
     course = commands.add_parser("course", help="execute all notebooks in order, and write the course's site")
     course.add_argument("--profile", choices=PROFILES, default="laptop", help="(default: laptop)")
     course.add_argument("--to", type=Path, default=Path("build"), help="the folder of their copies (default: build)")

@@ -1,21 +1,26 @@
 """The command line: labutils doctor | data | run | sweep | report | export | convert | course | student."""
 
 import argparse
+import itertools
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labutils.cli.arguments import SAVED, make_parser, read_settings, show_help
 from labutils.data.loading import NAMES, load_data
 from labutils.errors import SettingError
 from labutils.experiments import results, sweeps
 from labutils.experiments.configs import config_names
-from labutils.experiments.running import load_experiment_data, run
+from labutils.experiments.running import load_experiment_data, run, run_name
 from labutils.experiments.settings import Experiment, grid
 from labutils.methods.pretrained import save_pretrained
 from labutils.training.history import Interrupted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BANKED_PROFILES = ("laptop", "full")  # at which the course's own results and checkpoints are made
 KEPT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -86,11 +91,10 @@ def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
     wanted = [what for what in SAVED if getattr(options, f"save_{what}")]
     if wanted:  # asked before the work, not after it
         name = kept_name(options, experiments[0], changed=bool(rest))
+    if wanted == ["results"]:
+        return complete_bank(options, name, experiments)
     table = sweeps.sweep(experiments, jobs=options.jobs, cluster=options.cluster)
-    failed = table[table["error"].notna()] if "error" in table else table.iloc[:0]
-    print(f"{len(table) - len(failed)} of {len(table)} runs are in the store")
-    if len(failed):
-        print(failed[[*results.settings_that_vary(table), "error"]].to_string(index=False), file=sys.stderr)
+    if report_failures(table):
         return 1
     tables = {
         "results": lambda: table,
@@ -100,6 +104,30 @@ def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
     for what in wanted:
         print(f"banked in {results.save_results(name + SAVED[what][0], tables[what]())}")
     return 0
+
+
+def complete_bank(options: argparse.Namespace, name: str, experiments: list[Experiment]) -> int:
+    """Train those of a sweep's runs that no table of the bank has, and bank them all; those so far if interrupted.
+
+    So a sweep goes on where another machine has left it: its store of runs does not come along, but the bank does.
+    """
+    known = results.banked_rows()
+    left = [experiment for experiment in experiments if run_name(experiment) not in known]
+    print(f"{len(experiments) - len(left)} of {len(experiments)} runs are in the bank")
+    try:
+        failed = bool(left) and report_failures(sweeps.sweep(left, jobs=options.jobs, cluster=options.cluster))
+    finally:
+        print(f"banked in {results.save_sweep(name, experiments)}")
+    return int(failed)
+
+
+def report_failures(table: "pd.DataFrame") -> bool:
+    """Say how many of a sweep's runs are in the store, and what became of the others, if there are any."""
+    failed = table[table["error"].notna()] if "error" in table else table.iloc[:0]
+    print(f"{len(table) - len(failed)} of {len(table)} runs are in the store")
+    if len(failed):
+        print(failed[[*results.settings_that_vary(table), "error"]].to_string(index=False), file=sys.stderr)
+    return bool(len(failed))
 
 
 def explain(options: argparse.Namespace, settings: dict[str, object]) -> int:
@@ -165,9 +193,9 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    from labutils.experiments.conversion import convert_store
+    from labutils.experiments.conversion import convert_bank, convert_store
 
-    for name, outcome in convert_store():
+    for name, outcome in itertools.chain(convert_store(), convert_bank()):
         print(f"{name}: {outcome}", flush=True)
     return 0
 

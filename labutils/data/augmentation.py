@@ -5,15 +5,25 @@ cores, AMD EPYC, n = 7). `make bench` measures it.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
-CROP_MARGINS = {"slight": 2, "basic": 4, "strong": 4}  # pixels on each side; 4 in He et al. 2016, 2 in Jordan 2024
+from labutils.data.device import moved
+
+CROP_MARGINS = {
+    "mild": 2,
+    "slight": 2,
+    "basic": 4,
+    "strong": 4,
+}  # pixels on each side; 4 in He et al. 2016, 2 in Jordan 2024
 AUGMENTATIONS = (None, *CROP_MARGINS)
 CUTOUT = 8  # pixels, a side of the square; DeVries & Taylor 2017 take 8 for CIFAR-100 and 16 for CIFAR-10
 JITTERED_ALIKE = 64  # images
 MID_GREY = 128  # of 0 to 255, near the mean of photographs
+LARGEST_ANGLE, SCALES = 10.0, (0.9, 1.1)  # of jitter: degrees to either side, and factors
 
 
 def augmented(
@@ -24,15 +34,17 @@ def augmented(
     Args:
         images: of a split.
         indices: which of them.
-        augment: basic (crop_and_flip), slight (by fewer pixels, and flipped as `every_other_epoch` says) or strong
-            (basic, jitter and cutout).
+        augment: basic (crop_and_flip), mild (the same by fewer pixels), slight (mild, but flipped as
+            `every_other_epoch` says) or strong (basic, jitter and cutout).
         generator: a CPU generator that draws the changes.
         epoch: which pass over the images it is, from 1.
 
     Returns:
         (B, C, H, W) uint8.
     """
-    flipped = every_other_epoch(len(images), epoch, generator)[indices.cpu()] if augment == "slight" else None
+    flipped = None
+    if augment == "slight":
+        flipped = moved(every_other_epoch(len(images), epoch, generator), images.device)[indices]
     changed = crop_and_flip(images, indices, CROP_MARGINS[augment], generator, flipped)
     return cut_out(jitter(changed, generator), generator) if augment == "strong" else changed
 
@@ -65,35 +77,58 @@ def crop_and_flip(
         place = (torch.arange(size) + shift).abs()  # reflected at the near edge ...
         return (size - 1) - ((size - 1) - place).abs()  # ... and at the far one
 
-    y, x = rows(height), rows(width)
+    y, x = moved(rows(height), device), moved(rows(width), device)
     if flipped is None:
-        flipped = torch.randint(2, (count,), generator=generator, dtype=torch.bool)
+        flipped = moved(torch.randint(2, (count,), generator=generator, dtype=torch.bool), device)
     x = torch.where(flipped[:, None], x.flip(1), x)
-    y, x = y.to(device), x.to(device)
     return images[indices[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
 
 def jitter(images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """Brightness, contrast and saturation changed by up to a fifth; turned by up to 10 degrees, scaled by a tenth.
 
-    torchvision's transforms draw once for a whole tensor: JITTERED_ALIKE neighbours in the batch share a draw.
+    JITTERED_ALIKE neighbours in the batch share a draw, because torchvision draws once for a whole tensor.
     """
-    with torch.random.fork_rng(devices=[]):  # they draw from torch's own random state
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own random state
         torch.default_generator.manual_seed(torch.randint(2**31, (), generator=generator).item())
-        return torch.cat([jitter_transforms()(alike) for alike in images.split(JITTERED_ALIKE)])
+        return torch.cat([jitter_alike(alike) for alike in images.split(JITTERED_ALIKE)])
+
+
+def jitter_alike(images: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, H, W) uint8, all jittered by the same draw."""
+    coloured = colour_jitter()(images)
+    angle = torch.empty(1).uniform_(-LARGEST_ANGLE, LARGEST_ANGLE).item()
+    return turn_and_scale(coloured, angle, torch.empty(1).uniform_(*SCALES).item())
 
 
 @functools.cache
-def jitter_transforms() -> Callable[[torch.Tensor], torch.Tensor]:
-    """What `jitter` applies; torchvision is imported where it is used."""
-    from torchvision.transforms import InterpolationMode, v2
+def colour_jitter() -> Callable[[torch.Tensor], torch.Tensor]:
+    """What changes the colours in `jitter`; torchvision is imported where it is used."""
+    from torchvision.transforms import v2
 
-    return v2.Compose(
-        [
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-            v2.RandomAffine(degrees=10, scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR, fill=MID_GREY),
-        ]
-    )
+    return v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
+
+
+def turn_and_scale(images: torch.Tensor, angle: float, scale: float) -> torch.Tensor:
+    """Images (B, C, H, W) uint8 turned clockwise about their middle and scaled; what comes into sight is grey.
+
+    As torchvision's affine to the bit, which would make the processor wait for a GPU three times a call.
+
+    Args:
+        images: square or not.
+        angle: in degrees.
+        scale: above 1 enlarges.
+    """
+    height, width = images.shape[-2:]
+    cosine, sine = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
+    # Where each pixel comes from: its distance from the middle turned and scaled back, in half heights and widths.
+    across, down = (torch.linspace((1.0 - size) * 0.5, (size - 1.0) * 0.5, size) for size in (width, height))
+    places = torch.stack(torch.meshgrid(down, across, indexing="ij")[::-1], dim=-1).view(1, -1, 2)
+    back = torch.tensor([[cosine, -sine], [sine, cosine]]) / torch.tensor([0.5 * width, 0.5 * height])
+    grid = moved(places.bmm(back[None]), images.device).view(1, height, width, 2).expand(len(images), -1, -1, -1)
+    whole = torch.cat([images.float(), torch.ones_like(images[:, :1], dtype=torch.float32)], dim=1)
+    pixels, inside = F.grid_sample(whole, grid, align_corners=False).tensor_split((-1,), dim=1)
+    return pixels.sub_(MID_GREY).mul_(inside).add_(MID_GREY).round_().to(torch.uint8)
 
 
 def cut_out(images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -106,7 +141,7 @@ def cut_out(images: torch.Tensor, generator: torch.Generator | None) -> torch.Te
     def covered(size: int) -> torch.Tensor:
         start = torch.randint(1 - CUTOUT // 2, size - CUTOUT // 2 + 1, (count, 1), generator=generator)
         place = torch.arange(size) - start
-        return (place >= 0) & (place < CUTOUT)
+        return moved((place >= 0) & (place < CUTOUT), images.device)
 
     blank = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
-    return images.masked_fill(blank.to(images.device), MID_GREY)
+    return images.masked_fill(blank, MID_GREY)

@@ -17,6 +17,7 @@ import torch
 
 from labutils.data import archives, standins
 from labutils.data.augmentation import augmented
+from labutils.data.device import find_device, fits, has_channels_last, moved
 from labutils.errors import SettingError, check_choice, check_number, check_whole
 from labutils.files import home, tensors_digest
 
@@ -65,7 +66,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set, split, on one device.
+    """A data set, split, on one device; images that do not fit there stay in the processor's memory.
 
     Attributes:
         name: mnist, cifar10 or cifar100.
@@ -107,7 +108,8 @@ class ImageData:
 
     @property
     def device(self) -> torch.device:
-        return self.train.images.device
+        """Where its batches are, and its labels."""
+        return self.mean.device
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -124,8 +126,9 @@ class ImageData:
         return getattr(self, part)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """A copy of images (N, C, H, W) as float32 with mean 0 and standard deviation 1 in each channel."""
-        pixels = images.to(torch.float32, copy=True)
+        """A copy of images (N, C, H, W) on the device, float32 with mean 0 and standard deviation 1 in each channel."""
+        layout = torch.preserve_format if has_channels_last(self.device) else torch.contiguous_format
+        pixels = moved(images, self.device).to(torch.float32, copy=True, memory_format=layout)
         return pixels.sub_(self.mean.view(-1, 1, 1)).mul_(1 / self.std.view(-1, 1, 1))
 
     def __repr__(self) -> str:
@@ -140,24 +143,6 @@ class ImageData:
 def data_root(root: str | Path | None = None) -> Path:
     """The data folder: `root`, else $LABUTILS_DATA, else data/ at home."""
     return Path(root or os.environ.get("LABUTILS_DATA") or home() / "data")
-
-
-def find_device(device: str = "auto") -> torch.device:
-    """The device of a name; auto is a GPU where there is one.
-
-    Raises:
-        SettingError: torch knows no such device, or none is here.
-    """
-    here = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    if device == "auto":
-        return torch.device(here[1] if len(here) > 1 else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in here:
-        raise SettingError("device", device, f"auto, {', '.join(here)} (what this machine has)")
-    return found
 
 
 def load_data(
@@ -213,11 +198,13 @@ def load_data(
         )
     test = stratified_order(arrays["y_test"], seed)[:limit] if limit else np.arange(len(arrays["y_test"]))
 
+    place = target if fits(arrays["x_train"].nbytes + arrays["x_test"].nbytes, target) else torch.device("cpu")
+
     def split(part: str, chosen: np.ndarray) -> Split:
         images = torch.from_numpy(arrays[f"x_{part}"][chosen])
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
         labels = torch.from_numpy(arrays[f"y_{part}"][chosen].astype(np.int64))
-        return Split(images.contiguous().to(target), labels.to(target))
+        return Split(images.contiguous().to(place), labels.to(target))
 
     train = split("train", first_of_each_class(order[held_out:], arrays["y_train"], per_class))
     mean, std = channel_statistics(train.images)
@@ -227,8 +214,8 @@ def load_data(
         validation=split("train", order[:held_out]) if held_out else None,
         test=split("test", test),
         classes=classes,
-        mean=mean,
-        std=std,
+        mean=mean.to(target),
+        std=std.to(target),
         source=source,
         title=title,
     )
@@ -347,22 +334,22 @@ def indexed_batches(
         data: the data set whose mean and std normalise them.
         batch_size: images a batch; the last one may be smaller.
         generator: a CPU generator that orders and augments them; without it they come in their own order.
-        augment: None, basic (a random crop from a reflected margin of 4 pixels, and a random flip), slight (a margin of
-            2, and a flip every other epoch) or strong (basic, jitter of colour and shape, and cutout); see
-            labutils.data.augmentation.
+        augment: None, basic (a random crop from a reflected margin of 4 pixels, and a random flip), mild (a margin of
+            2), slight (mild, and a flip every other epoch) or strong (basic, jitter of colour and shape, and cutout):
+            see labutils.data.augmentation.
         epoch: which pass over the split it is, from 1.
 
     Yields:
         images (B, C, H, W) float32, labels (B,) int64, and indices (B,) int64.
     """
-    device = split.images.device
     order = torch.arange(len(split)) if generator is None else torch.randperm(len(split), generator=generator)
     at_once = batch_size * max(1, CHUNK // (batch_size * split.images[0].numel()))
-    for indices in order.to(device).split(at_once):
+    for indices in moved(order, split.images.device).split(at_once):
         if augment is None:
             images = split.images.index_select(0, indices)
         else:
             images = augmented(split.images, indices, augment, generator, epoch)
+        indices = moved(indices, data.device)  # of images that do not fit on the device
         labels = split.labels.index_select(0, indices)
         parts = (part.split(batch_size) for part in (data.normalise(images), labels, indices))
         yield from zip(*parts, strict=True)

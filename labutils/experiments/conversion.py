@@ -1,74 +1,134 @@
-"""Runs of the format before this one, taken into the store under their new names.
+"""What was kept before a change of the course, taken over under the names it has now.
 
-Format 2 named a run by its data's title and the settings that were not defaults, had `gradients` and `six_views` among
-the settings of tracking, and wrote no checksums. This module can go once nobody has such runs any more.
+Two changes are known. Settings that did not exist when a run was trained have their defaults in its identity now. And
+format 2 named a run by its data's title and the settings that were not defaults, had `gradients` and `six_views` among
+the settings of tracking, and wrote no checksums; what concerns it can go once nobody has such runs any more.
 """
 
 import functools
+import inspect
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labutils.errors import SettingError
 from labutils.experiments import store
-from labutils.experiments.configs import read_yaml
-from labutils.experiments.running import build_for, identify, load_experiment_data
-from labutils.experiments.settings import SECTIONS, Experiment, from_settings
+from labutils.experiments.configs import config_names, read_yaml
+from labutils.experiments.results import load_results, results_folder, save_results, settings_row, tabulate
+from labutils.experiments.running import build_for, identify, load_experiment_data, run_name
+from labutils.experiments.settings import SECTIONS, Experiment, from_settings, grid, run_identity
+from labutils.methods.distillation import Distillation
+from labutils.methods.transfer import Transfer
 
-MOVED = ("gradients", "six_views")  # from tracking to measurement
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOVED = ("gradients", "six_views")  # from tracking to measurement, since format 2
+BANKED_PROFILE = "laptop"
 
 
 def convert_store() -> Iterator[tuple[str, str]]:
-    """Convert each run of format 2 in the store; what can't be converted stays as it is.
+    """Convert each run in the store that has not the name it would have now; what can't be converted stays as it is.
 
     Yields:
         A folder's name, and in words what became of it.
     """
     for path in sorted(store.store_root().glob("[!.]*/metrics.json")):
         folder = path.parent
-        if (folder / store.SUMS).exists():
-            continue
         try:
             goal = convert_run(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             yield folder.name, f"left as it is ({' '.join(str(error).split())})"
         else:
-            yield folder.name, f"now {goal.name}"
+            if goal != folder:
+                yield folder.name, f"now {goal.name}"
 
 
 def convert_run(folder: Path) -> Path:
-    """Write a run of format 2 anew under its new name, and remove the old folder; the new one.
+    """Write a run anew under its name of today, and remove the old folder; the new one.
 
     Raises:
-        SettingError: it was trained on other data than are here.
+        SettingError: it was trained on other data than are here, or by other code or settings than it could be today.
         OSError, ValueError, KeyError, TypeError: it can't be read, or its weights fit no model of today.
     """
     import pandas as pd
 
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    experiment = read_experiment(folder, metrics)
+    settings = {section: read_yaml(folder / "experiment.yaml")[1].get(section, {}) for section in SECTIONS}
+    former = not (folder / store.SUMS).exists()
+    if former:
+        moved = {name: settings["tracking"].pop(name) for name in MOVED if name in settings["tracking"]}
+        settings["measurement"] = moved | settings["measurement"]
+    experiment = from_settings(settings, name=metrics["experiment"], profile=metrics["profile"])
     data = load_experiment_data(experiment)
-    if data.title != metrics["data"]:
+    identity = identify(experiment, data)
+    if not former:
+        store.check_sums(folder)
+        used = {section: values for section, values in settings.items() if values}
+        if metrics["identity"] == identity or metrics["identity"] != run_identity(used, data):
+            return folder  # named as it should be, or a student's own, or of other data or code
+    elif data.title != metrics["data"]:
         raise SettingError("data", metrics["data"], f"{data.title}, which is what is here")
     history = store.read_history(folder / "history.csv")
     history.stopped_early = metrics["stopped_early"]
     if (folder / "gradients.csv").exists():
         history.probed = [rows for _, rows in pd.read_csv(folder / "gradients.csv").groupby("epoch")]
-    identity = identify(experiment, data)
-    metrics = {"identity": identity} | {name: value for name, value in metrics.items() if name != "trained_together"}
+    metrics = metrics | {"identity": identity}
+    metrics.pop("trained_together", None)
     build = functools.partial(build_for, experiment, data)
     load_model = functools.partial(store.read_model, folder / store.WEIGHTS, build)
     run = store.Run(experiment, history, metrics, store.run_path(identity), load_model)
-    with store.lock(run.path):
+    with store.lock(run.path), store.signed_lock(run.path):
         store.write_run(run)
     shutil.rmtree(folder)
     return run.path
 
 
-def read_experiment(folder: Path, metrics: dict) -> Experiment:
-    """The experiment of a run of format 2."""
-    settings = {section: read_yaml(folder / "experiment.yaml")[1].get(section, {}) for section in SECTIONS}
-    moved = {name: settings["tracking"].pop(name) for name in MOVED if name in settings["tracking"]}
-    settings["measurement"] = moved | settings["measurement"]
-    return from_settings(settings, name=metrics["experiment"], profile=metrics["profile"])
+def convert_bank() -> Iterator[tuple[str, str]]:
+    """Give the rows of the bank the names that their runs have now, where their settings are in the course's sweeps.
+
+    Settings that the bank knows nothing of do not count; rows that then fit several experiments keep their names.
+
+    Yields:
+        The name of a table that has changed, and how many of its runs.
+    """
+    for name in config_names():
+        experiments = banked_sweep(name)
+        if not experiments or not (results_folder() / f"{name}.csv").is_file():
+            continue
+        bank = load_results(name)
+        named = [
+            settings_row(one) | {"data": load_experiment_data(one).title, "new": run_name(one)} for one in experiments
+        ]
+        named = tabulate(named)
+        shared = [column for column in named if column in bank]
+        named = without_unused(named[~named.duplicated(shared, keep=False)])
+        found = without_unused(bank)[["run", *shared]].merge(named[["new", *shared]], on=shared)
+        found = found.set_index("run")["new"]
+        for table in (name, f"{name}_epochs"):
+            if (results_folder() / f"{table}.csv").is_file():
+                rows = load_results(table)
+                renamed = rows["run"].map(found).fillna(rows["run"])
+                if not renamed.equals(rows["run"]):
+                    save_results(table, rows.assign(run=renamed))
+                    yield table, f"{len(set(renamed) - set(rows['run']))} runs renamed"
+
+
+def without_unused(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Rows in which the settings of a transfer or a distillation from nothing, which decide nothing, are all alike."""
+    rows = rows.astype(object)
+    for owner, start in ((Transfer, "backbone"), (Distillation, "teacher")):
+        columns = [name for name in inspect.signature(owner).parameters if name in rows]
+        if columns:  # before there were transfers, tables had none of them
+            rows.loc[rows[start] == "none", columns] = "none"
+    return rows
+
+
+def banked_sweep(name: str) -> list[Experiment]:
+    """The experiments of a course's sweep as the bank has them; none where the config has no sweep."""
+    try:
+        return grid(name, profile=BANKED_PROFILE)
+    except SettingError:
+        return []

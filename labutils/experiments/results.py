@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 from labutils.data.loading import load_data
 from labutils.errors import SettingError, UnknownSetting, check_text
-from labutils.experiments.running import build_for, gradient_probes, kept_run, load_experiment_data, untrained
+from labutils.experiments.running import build_for, gradient_probes, kept_run, load_experiment_data, run_name, untrained
 from labutils.experiments.settings import Experiment, Measurement
 from labutils.experiments.store import Run
 from labutils.files import canonical, home, written_whole
@@ -50,6 +50,30 @@ def load_results(name: str) -> "pd.DataFrame":
     if not path.is_file():
         raise UnknownSetting(name, [banked.stem for banked in results_folder().glob("*.csv")])
     return read_table(path)
+
+
+def banked_rows() -> dict[str, dict]:
+    """All rows of the bank that are runs, whichever sweep they were of, by the run's name."""
+    tables = [load_results(path.stem) for path in sorted(results_folder().glob("*.csv"))]
+    return {row["run"]: row for table in tables if "test_top1" in table for row in table.to_dict("records")}
+
+
+def save_sweep(name: str, experiments: Sequence[Experiment]) -> Path:
+    """Bank a sweep's runs from the store and from the bank itself; the path of its file.
+
+    While some of the runs are nowhere yet, what was in the file stays in it.
+    """
+    known = banked_rows()
+    found = {run_name(experiment): experiment for experiment in experiments}
+    rows = {}
+    for run, experiment in found.items():
+        if run in known:  # with the settings that have come since
+            rows[run] = {"run": run} | settings_row(experiment) | known[run] | settings_row(experiment)
+        elif kept := kept_run(experiment):
+            rows[run] = row(kept)
+    if len(rows) < len(found) and (results_folder() / f"{name}.csv").is_file():
+        rows = {earlier["run"]: earlier for earlier in load_results(name).to_dict("records")} | rows
+    return save_results(name, tabulate(list(rows.values())))
 
 
 def tabulate(rows: "Sequence[Mapping[str, object]] | pd.DataFrame") -> "pd.DataFrame":

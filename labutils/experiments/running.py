@@ -104,6 +104,11 @@ def run(
     return finished
 
 
+def run_name(experiment: Experiment) -> str:
+    """The name of an experiment's run in the store, there or not, on the data that are here."""
+    return store.run_path(identify(experiment, load_experiment_data(experiment))).name
+
+
 def kept_run(experiment: Experiment) -> Run | None:
     """The run of an experiment if the store has it; nothing is trained."""
     data = load_experiment_data(experiment)

@@ -163,20 +163,28 @@ class Experiment:
         dotted = {name: value for name, value in changed.items() if name not in bare}
         return f"lab.Experiment.load({', '.join(arguments + [f'**{dotted!r}'] * bool(dotted))})"
 
-    def identity(self, data: ImageData, model: Mapping[str, object] | None = None) -> str:
+    def identity(self, data: ImageData | None, model: Mapping[str, object] | None = None) -> str:
         """What names the experiment's run on some data: 64 hexadecimal digits.
 
         Args:
-            data: counts by what it holds, wherever it came from.
+            data: counts by what it holds, wherever it came from. None names the run that comes with the course,
+                whatever data it was trained on.
             model: what a student's own model is; without it the course's counts by its version.
         """
-        settings = self.settings()
-        del settings["tracking"], settings["data"]["source"]
-        for section, name in (("transfer", "backbone"), ("distillation", "teacher")):
-            if section in settings:
-                settings[section][name] = read_record(settings[section][name])["sha256"]
-        model = model or {"version": VERSIONS[MODELS[self.model["kind"]]]}
-        return files.identity(what="run", settings=settings, model=model, data=data.digest)
+        return run_identity(self.settings(), data, model)
+
+
+def run_identity(
+    settings: Mapping[str, Mapping], data: ImageData | None, model: Mapping[str, object] | None = None
+) -> str:
+    """What names the run of an experiment with these settings, by section; other arguments as of its `identity`."""
+    decisive = {section: dict(values) for section, values in settings.items() if section != "tracking"}
+    del decisive["data"]["source"]
+    for section, name in (("transfer", "backbone"), ("distillation", "teacher")):
+        if section in decisive:
+            decisive[section][name] = read_record(decisive[section][name])["sha256"]
+    model = model or {"version": VERSIONS[MODELS[settings["model"]["kind"]]]}
+    return files.identity(what="run", settings=decisive, model=model, data=data and data.digest)
 
 
 def grid(

@@ -15,6 +15,7 @@ from labutils.methods.pretrained import load_pretrained
 from labutils.training.callbacks import Callback, State
 from labutils.training.device import autocast, prepare
 from labutils.training.settings import Training
+from labutils.training.stopping import phase
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Distillation:
         consistent: whether the teacher sees each batch as the student does, crops, flips and all (Beyer et al. 2022,
             "Knowledge distillation: a good teacher is patient and consistent"); otherwise its answers for the
             training images as they are, found once, serve every epoch.
+        shuffled: whether each answer's logits of the wrong classes change places at random, another order for each
+            image. A control: such answers are as sure and as soft as the teacher's, but say nothing of which classes
+            are alike.
 
     Raises:
         SettingError: an argument that is not allowed.
@@ -37,11 +41,15 @@ class Distillation:
     temperature: float = 4.0
     alpha: float = 0.9
     consistent: bool = False
+    shuffled: bool = False
 
     def __post_init__(self):
         check_text("teacher", self.teacher, optional=True)
         check_distillation(self.temperature, self.alpha)
         check_flag("consistent", self.consistent)
+        check_flag("shuffled", self.shuffled)
+        if self.shuffled and self.consistent:
+            raise SettingError("shuffled", True, "false beside consistent; only answers found beforehand are shuffled")
 
 
 def distillation_loss(
@@ -134,21 +142,46 @@ def load_teacher(
         raise SettingError(
             "teacher", distillation.teacher, f"a network for {data.title}, not for {record['metrics']['data']}"
         )
-    make_answer = consistent_answer if distillation.consistent else cached_answer
-    return Teacher(make_answer(network, data, precision=training.precision, cache=cache), distillation)
+    if distillation.consistent:
+        return Teacher(consistent_answer(network, data, precision=training.precision), distillation)
+    shuffle_seed = training.seed if distillation.shuffled else None
+    answer = cached_answer(network, data, precision=training.precision, cache=cache, shuffle_seed=shuffle_seed)
+    return Teacher(answer, distillation)
 
 
 def cached_answer(
-    network: nn.Module, data: ImageData, *, precision: str = "auto", cache: Path | None = None
+    network: nn.Module,
+    data: ImageData,
+    *,
+    precision: str = "auto",
+    cache: Path | None = None,
+    shuffle_seed: int | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A teacher's answers for the training images as they are, found once and then looked up."""
-    logits, _ = extract_logits(network, "train", data, precision=precision, cache=cache)
+    """A teacher's answers for the training images as they are, found once and then looked up.
+
+    With a seed for it the wrong classes' logits are shuffled first.
+    """
+    with phase("teacher's answers"):
+        logits, labels = extract_logits(network, "train", data, precision=precision, cache=cache)
     check_finite("teacher_logits", logits)
+    if shuffle_seed is not None:
+        logits = shuffle_wrong_classes(logits, labels, seed=shuffle_seed)
     return lambda images, indices: logits[indices]
 
 
+def shuffle_wrong_classes(logits: torch.Tensor, labels: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Logits (N, classes) in which those of all classes but the label's (N,) have changed places at random."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(logits.shape, generator=generator).to(logits.device)
+    own = labels[:, None]
+    # The label's class sorts last in both orders, so that it stays where it is.
+    places = order.scatter(1, own, 2.0).argsort(dim=1)
+    classes = torch.zeros_like(order).scatter(1, own, 2.0).argsort(dim=1, stable=True)
+    return logits.scatter(1, places, logits.gather(1, classes))
+
+
 def consistent_answer(
-    network: nn.Module, data: ImageData, *, precision: str = "auto", cache: Path | None = None
+    network: nn.Module, data: ImageData, *, precision: str = "auto"
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """A teacher's answers for each batch as the student sees it, which are not worth keeping."""
     prepare(network, data.device)
@@ -170,4 +203,4 @@ def check_distillation(temperature: float, alpha: float) -> None:
 
 def mean_entropy(logits: torch.Tensor, temperature: float) -> float:
     """The mean entropy of answers (N, classes) softened by a temperature, in nats."""
-    return torch.distributions.Categorical(logits=logits.double() / temperature).entropy().mean().item()
+    return torch.distributions.Categorical(logits=logits.cpu().double() / temperature).entropy().mean().item()

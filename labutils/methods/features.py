@@ -1,4 +1,5 @@
-"""What a trained network answers for a whole split: features or logits, which can be kept in a folder."""
+"""What a trained network answers for a whole split: features or logits, which can be kept in a folder; and how well a
+head tells the classes of features."""
 
 import time
 import warnings
@@ -9,10 +10,14 @@ import torch
 from torch import nn
 
 from labutils.data.loading import ImageData, Split
+from labutils.errors import SettingError, check_finite
 from labutils.files import identity, tensors_digest
 from labutils.models.identity import model_identity
 from labutils.training.checkpoints import CheckpointError, load_tensors, save_tensors
-from labutils.training.evaluation import outputs
+from labutils.training.device import wait_for
+from labutils.training.evaluation import accuracies, outputs
+
+Features = tuple[torch.Tensor, torch.Tensor]  # (N, F), and their labels (N,)
 
 
 def extract_features(
@@ -56,6 +61,7 @@ def timed_outputs(
             return tensors[what].to(data.device), record["seconds"]
     start = time.perf_counter()
     found = outputs(model, model.features if what == "features" else model, split, data, precision=precision)
+    wait_for(data.device)
     seconds = time.perf_counter() - start
     if path is not None:
         try:
@@ -77,3 +83,26 @@ def outputs_identity(model: nn.Module, what: str, split: Split, data: ImageData,
         precision=precision,
         device=data.device.type,
     )
+
+
+def score(head: nn.Module, test: Features) -> dict[str, float]:
+    """top1 and top5 of a head on features (N, F) with their labels (N,)."""
+    features, labels = test
+    check_features(features, labels)
+    if features.shape[1] != head.in_features:
+        raise SettingError("features", tuple(features.shape), f"(N, {head.in_features}), as the training features have")
+    if labels.max() >= head.out_features:
+        raise SettingError("labels", f"none of class {labels.max().item()}", "training features of each class")
+    with torch.no_grad():
+        return accuracies(head(features), labels)
+
+
+def check_features(features: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raise SettingError unless features (N, F) are finite numbers and each row has a label."""
+    if features.ndim != 2 or not 0 < len(features) == len(labels):
+        raise SettingError("features", tuple(features.shape), f"({len(labels) or 1}, F), a row for each label")
+    if not features.is_floating_point():
+        raise SettingError("features", features.dtype, "floating-point numbers")
+    check_finite("features", features)
+    if labels.dtype != torch.int64 or labels.min() < 0:
+        raise SettingError("labels", f"{labels.dtype} from {labels.min().item()}", "torch.int64, from 0")

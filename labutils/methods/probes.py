@@ -14,7 +14,7 @@ from labutils.data.loading import ImageData, Split
 from labutils.errors import SettingError, check_number, check_whole
 from labutils.models.mlp import MLP, initial_scale
 from labutils.models.resnet import ResNet
-from labutils.training.device import autocast
+from labutils.training.device import autocast, kept_random_state
 from labutils.training.evaluation import evaluate
 
 if TYPE_CHECKING:
@@ -26,10 +26,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Put a model into training mode inside; afterwards its mode, its buffers and the random state are as before."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     was_training = model.training
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     model.train()
     try:
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with kept_random_state(next(model.parameters()).device), torch.enable_grad():
             yield
     finally:
         model.train(was_training)

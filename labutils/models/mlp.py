@@ -10,8 +10,9 @@ from labutils.models.counting import parameter_count
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
 NORMALIZATIONS = {None: nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+# Beside any number from 0:
 INITS = ("default", "he")
-RESIDUAL_SCALES = ("depth", "zero")  # beside any number from 0
+RESIDUAL_SCALES = ("depth", "zero")
 DEEPEST, WIDEST = 10_000, 100_000
 
 
@@ -56,8 +57,8 @@ class MLP(nn.Module):
         normalization: None, batch (Ioffe & Szegedy 2015) or layer (Ba et al. 2016), before the activation.
         dropout: share of a hidden layer's outputs dropped in training, from 0 to below 1.
         activation: relu, tanh, gelu or sigmoid.
-        init: default is PyTorch's, uniform within 1/sqrt(inputs); he is He et al. 2015's, normal with variance
-            2/inputs and biases 0. The head keeps PyTorch's.
+        init: of the hidden layers: default is PyTorch's, uniform within 1/sqrt(inputs); a number v from 0 is normal
+            with variance v/inputs and biases 0; he is v = 2 (He et al. 2015). The head keeps PyTorch's.
         residual_scale: what a residual layer's branch is multiplied by before its input is added: a number from 0;
             depth, which is 1/sqrt(depth) (Hayou et al. 2021, "Stable ResNet"); or zero, one learned number a layer
             that starts at 0 (SkipInit, De & Smith 2020; ReZero, Bachlechner et al. 2020).
@@ -77,7 +78,7 @@ class MLP(nn.Module):
         normalization: str | None = None,
         dropout: float = 0.0,
         activation: str = "relu",
-        init: str = "default",
+        init: float | str = "default",
         residual_scale: float | str = 1.0,
         in_features: int = 784,
         classes: int = 10,
@@ -89,8 +90,8 @@ class MLP(nn.Module):
         check_choice("normalization", normalization, NORMALIZATIONS)
         check_number("dropout", dropout, 0, 1, open_ends="high")
         check_choice("activation", activation, ACTIVATIONS)
-        check_choice("init", init, INITS)
-        check_residual_scale(residual_scale)
+        check_number_or("init", init, INITS)
+        check_number_or("residual_scale", residual_scale, RESIDUAL_SCALES)
         super().__init__()
         self.depth, self.width, self.residual, self.normalization = depth, width, residual, normalization
         self.activation, self.init, self.dropout, self.residual_scale = activation, init, dropout, residual_scale
@@ -109,9 +110,10 @@ class MLP(nn.Module):
             )
         )
         self.head = nn.Linear(width, classes)
-        if init == "he":
+        if init != "default":
+            variance = 2.0 if init == "he" else init
             for layer in self.layers:
-                nn.init.kaiming_normal_(layer.linear.weight)
+                nn.init.normal_(layer.linear.weight, std=math.sqrt(variance) / math.sqrt(layer.linear.in_features))
                 nn.init.zeros_(layer.linear.bias)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -132,14 +134,14 @@ class MLP(nn.Module):
         )
 
 
-def check_residual_scale(residual_scale: float | str) -> None:
-    """Raise SettingError unless a residual layer's branch can be scaled so."""
-    if residual_scale in RESIDUAL_SCALES:
+def check_number_or(name: str, value: float | str, words: tuple[str, str]) -> None:
+    """Raise SettingError unless a setting is a number from 0 or one of two words."""
+    if value in words:
         return
     try:
-        check_number("residual_scale", residual_scale, 0)
+        check_number(name, value, 0)
     except SettingError as error:
-        raise SettingError("residual_scale", residual_scale, f"{error.allowed}, 'depth' or 'zero'") from None
+        raise SettingError(name, value, f"{error.allowed}, {words[0]!r} or {words[1]!r}") from None
 
 
 def initial_scale(residual_scale: float | str, depth: int) -> float | nn.Parameter:

@@ -42,17 +42,18 @@ class PooledBlock(nn.Module):
     A residual block adds what comes out of the first to what the others make of it.
     """
 
-    def __init__(self, inputs: int, width: int, convolutions: int, *, residual: bool):
+    def __init__(self, inputs: int, width: int, convolutions: int, *, residual: bool, ghost: bool):
         super().__init__()
         self.residual = residual
+        norm = GhostBatchNorm2d if ghost else nn.BatchNorm2d
         self.conv1 = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
-        self.norm1 = GhostBatchNorm2d(width)
+        self.norm1 = norm(width)
         self.branch = nn.Sequential()
         for number in range(1, convolutions):
             if number > 1:
                 self.branch.append(nn.GELU())
             self.branch.append(nn.Conv2d(width, width, 3, padding=1, bias=False))
-            self.branch.append(GhostBatchNorm2d(width))
+            self.branch.append(norm(width))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.dirac_(module.weight[: module.in_channels])
@@ -74,6 +75,7 @@ class ShallowCNN(CNN):
         widths: channels of each block, each from 1; every block halves height and width.
         residual: whether the blocks of three convolutions have a skip around the last two; the plain twin has the same
             parameters.
+        ghost: whether batch normalization takes its statistics from GHOST_BATCH images at a time instead of all.
         in_channels: of the images.
         classes: outputs.
 
@@ -86,21 +88,24 @@ class ShallowCNN(CNN):
         widths: Sequence[int] = (64, 128, 256),
         *,
         residual: bool = True,
+        ghost: bool = True,
         in_channels: int = 3,
         classes: int = 10,
     ):
         check_counts("widths", widths, len(CONVOLUTIONS), WIDEST)
         check_flag("residual", residual)
+        check_flag("ghost", ghost)
         check_whole("in_channels", in_channels, 1, WIDEST)
         check_whole("classes", classes, 1, WIDEST)
         super().__init__()
-        self.widths, self.residual, self.in_channels, self.classes = tuple(widths), residual, in_channels, classes
+        self.widths, self.residual, self.ghost = tuple(widths), residual, ghost
+        self.in_channels, self.classes = in_channels, classes
         filters = 2 * in_channels * 2 * 2  # each direction that patches can differ in, with either sign
         self.stem = nn.Sequential(nn.Conv2d(in_channels, filters, 2, bias=False), nn.GELU())
         self.stem[0].weight.requires_grad_(requires_grad=False)
         self.blocks = nn.Sequential(
             *(
-                PooledBlock(inputs, width, convolutions, residual=residual and convolutions > 2)
+                PooledBlock(inputs, width, convolutions, residual=residual and convolutions > 2, ghost=ghost)
                 for inputs, width, convolutions in zip([filters, *widths], widths, CONVOLUTIONS, strict=False)
             )
         )

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from labutils.errors import SettingError
-from labutils.training.device import is_convolutional
+from labutils.training.device import direction_type, is_convolutional
 from labutils.training.settings import Training
 
 WARM_UP = 0.1  # share of one cycle's steps in which the learning rate rises
@@ -22,11 +22,16 @@ SHORTEST = 1e-3  # what a length of 0 counts as: weights can grow from it, and n
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimizer of a training, where there is one in its fused form: one call a step for all parameters."""
     if training.optimizer == "muon":
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        head = set(model.head.parameters())
-        hidden = [parameter for parameter in parameters if parameter.ndim > 1 and parameter not in head]
-        others = [parameter for parameter in parameters if parameter.ndim < 2 or parameter in head]
-        return Muon(hidden, others, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay)
+        head, below = split_at_head(model)
+        return Muon(
+            [parameter for parameter in below if parameter.ndim > 1],
+            [parameter for parameter in below if parameter.ndim < 2],
+            head,
+            lr=training.lr,
+            head_lr=training.head_lr,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        )
     groups = parameter_groups(model, training)
     settings = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
     if training.optimizer == "sgd":
@@ -39,12 +44,26 @@ def parameter_groups(model: nn.Module, training: Training) -> list[dict]:
     """A model's parameters that learn, with their learning rates: one group, or one for each part from the head on."""
     if training.stage_lr != 1 and not is_convolutional(model):
         raise SettingError("stage_lr", training.stage_lr, f"1 for {model}, which has no stages")
-    parts = [model] if training.stage_lr == 1 else [model.head, *reversed([model.stem, *model.stages])]
-    return [
-        {"params": learning, "lr": training.lr * training.stage_lr**distance}
-        for distance, part in enumerate(parts)
-        if (learning := [parameter for parameter in part.parameters() if parameter.requires_grad])
-    ]
+    if training.stage_lr == training.head_lr == 1:
+        return [{"params": learning_parameters(model), "lr": training.lr}]
+    head, *below = split_at_head(model)
+    if training.stage_lr != 1:
+        below = [learning_parameters(part) for part in reversed([model.stem, *model.stages])]
+    rates = [training.head_lr, *(training.stage_lr**distance for distance in range(1, len(below) + 1))]
+    groups = zip([head, *below], rates, strict=True)
+    return [{"params": learning, "lr": training.lr * rate} for learning, rate in groups if learning]
+
+
+def split_at_head(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that learn of a model's head, and those of all below it."""
+    head = set(model.head.parameters())
+    learning = learning_parameters(model)
+    return [one for one in learning if one in head], [one for one in learning if one not in head]
+
+
+def learning_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a model that are not frozen."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def make_scheduler(
@@ -81,9 +100,11 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         hidden: weights of hidden layers, with two dimensions or more.
-        others: biases, normalizations, and the head, which take plain steps with Nesterov's momentum, at PLAIN_RATE
-            times the learning rate.
+        others: biases and normalizations, which take plain steps with Nesterov's momentum, at PLAIN_RATE times the
+            learning rate.
+        head: weights and biases of the head, which take such steps, too.
         lr: learning rate, above 0: for hidden weights by what share of their length a step changes them.
+        head_lr: factor on the head's learning rate, above 0.
         momentum: from 0 to below 1.
         weight_decay: from 0; of the hidden weights, decoupled from the gradient.
     """
@@ -92,14 +113,17 @@ class Muon(torch.optim.Optimizer):
         self,
         hidden: Iterable[nn.Parameter],
         others: Iterable[nn.Parameter],
+        head: Iterable[nn.Parameter] = (),
         *,
         lr: float,
+        head_lr: float = 1.0,
         momentum: float,
         weight_decay: float,
     ):
         groups = [
             {"params": list(hidden), "orthogonal": True, "lr": lr, "weight_decay": weight_decay},
             {"params": list(others), "orthogonal": False, "lr": PLAIN_RATE * lr, "weight_decay": 0.0},
+            {"params": list(head), "orthogonal": False, "lr": PLAIN_RATE * lr * head_lr, "weight_decay": 0.0},
         ]
         super().__init__([group for group in groups if group["params"]], {"momentum": momentum})
 
@@ -125,10 +149,10 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """About the orthogonal matrix nearest to a matrix: the same directions, all singular values near 1.
 
-    By Newton and Schulz's iteration, in bfloat16, which is enough for a direction.
+    By Newton and Schulz's iteration, for whose direction bfloat16 is exact enough.
     """
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = (x / (x.norm() + 1e-7)).bfloat16()
+    x = (x / (x.norm() + 1e-7)).to(direction_type(x.device))
     for _ in range(TURNS):
         square = x @ x.T
         x = A * x + (B * square + C * square @ square) @ x

@@ -22,16 +22,19 @@ class Recipe:
             over about 1 / (1 - averaging) steps, which is what is validated and kept (Polyak & Juditsky 1992). 0: none.
         stage_lr: factor on a CNN's learning rate from each stage to the one before it, above 0 to 1; the head learns at
             lr (Howard & Ruder 2018, "Universal language model fine-tuning", discriminative rates).
+        head_lr: factor on the learning rate of the head, above 0, for a new head on a trained network.
     """
 
     whitening: bool = False
     averaging: float = 0.0
     stage_lr: float = 1.0
+    head_lr: float = 1.0
 
     def __post_init__(self):
         check_flag("whitening", self.whitening)
         check_number("averaging", self.averaging, 0, 1, open_ends="high")
         check_number("stage_lr", self.stage_lr, 0, 1, open_ends="low")
+        check_number("head_lr", self.head_lr, 0, open_ends="low")
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,11 @@ class Training(Recipe):
             step by step (Smith & Topin 2018), along a cosine; triangular does so along straight lines.
         patience: stop after so many epochs without a better validation accuracy; None never stops early.
         label_smoothing: share of each label spread over all classes, from 0 to below 1.
-        augment: None, basic (random crops from a margin of 4 pixels, and flips), slight (a margin of 2, and flips every
-            other epoch) or strong (basic, jitter of colour and shape, and cutout).
+        augment: None, basic (random crops from a margin of 4 pixels, and flips), mild (a margin of 2), slight (mild,
+            and flips every other epoch) or strong (basic, jitter of colour and shape, and cutout).
         precision: fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it natively and it pays.
         seed: of the order of the batches, augmentation and dropout; `run` also draws the initial weights from it.
-        whitening, averaging, stage_lr: see Recipe.
+        whitening, averaging, stage_lr, head_lr: see Recipe.
 
     Raises:
         SettingError: an argument that is not allowed.

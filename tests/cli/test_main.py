@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def test_data_that_cannot_be_had_fails(tmp_path, capsys, monkeypatch):
     assert message.count("\n") == 1
 
 
-def test_converting_an_empty_store_does_nothing(store, capsys):
+def test_converting_an_empty_store_and_bank_does_nothing(store, bank, capsys):
     assert main(["convert"]) == 0
     assert capsys.readouterr().out == ""
 
@@ -308,3 +309,28 @@ def test_a_reader_that_has_seen_enough_is_no_error(store):
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("usage: labutils run")
     assert done.stderr == ""
+
+
+def test_a_sweep_goes_on_from_the_bank_and_banks_what_it_has_when_it_is_interrupted(
+    store, bank, tiny, capsys, monkeypatch
+):
+    arguments = ["sweep", tiny, "--jobs", "1", "--as", "mine", SAVE]
+    trained = []
+
+    def interrupted(experiments, **options):
+        trained.append([one.model["depth"] for one in experiments])
+        sweep(experiments[:1], **options)
+        raise KeyboardInterrupt
+
+    sweep = commands.sweeps.sweep
+    monkeypatch.setattr(commands.sweeps, "sweep", interrupted)
+    assert main(arguments) == 130
+    assert results.load_results("mine")["depth"].tolist() == [1]
+    shutil.rmtree(store)  # another machine
+    monkeypatch.setattr(commands.sweeps, "sweep", lambda experiments, **options: sweep(experiments, **options))
+    assert main(arguments) == 0
+    assert "1 of 2 runs are in the bank" in capsys.readouterr().out
+    assert results.load_results("mine")["depth"].tolist() == [1, 2]
+    assert len([path for path in store.iterdir() if not path.name.startswith(".")]) == 1
+    assert main([*arguments, "--optimizer", "sgd", "--lr", "1e30", "--epochs", "3"]) == 1
+    assert results.load_results("mine")["depth"].tolist() == [1, 2], "a sweep that failed takes nothing away"

@@ -18,7 +18,7 @@ def seeded(seed=1):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(("augment", "margin"), [("slight", 2), ("basic", 4)])
+@pytest.mark.parametrize(("augment", "margin"), [("mild", 2), ("slight", 2), ("basic", 4)])
 def test_crops_are_shifted_flipped_reflections_of_their_image(augment, margin):
     images, indices = noise(6), torch.arange(6).repeat(40)
     cropped = augmented(images, indices, augment, seeded())

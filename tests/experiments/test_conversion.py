@@ -3,12 +3,18 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 import labutils as lab
-from labutils.experiments.conversion import convert_store
+from labutils.experiments import conversion, results
+from labutils.experiments import settings as settings_module
+from labutils.experiments.conversion import convert_bank, convert_store
+from labutils.experiments.running import load_experiment_data
+from labutils.experiments.settings import run_identity
+from labutils.files import canonical, file_digest
 
 
 @pytest.fixture
@@ -71,3 +77,56 @@ def check_left(folder):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
         file.name: file.read_bytes() for file in copy.iterdir()
     }
+
+
+@pytest.fixture
+def earlier(store, experiment):
+    """A run, and the same as it was kept before `head_lr` was a setting."""
+    run = lab.run(experiment, progress=False)
+    settings = run.experiment.settings()
+    del settings["training"]["head_lr"]
+    return run, as_of(settings, run, store)
+
+
+def as_of(settings, run, store):
+    """A run's folder as it was kept when these were all the settings there were."""
+    identity = run_identity(settings, load_experiment_data(run.experiment))
+    folder = store / identity[:16]
+    run.path.rename(folder)
+    (folder / "experiment.yaml").write_text(yaml.safe_dump({"about": "earlier", **canonical(settings)}))
+    (folder / "metrics.json").write_text(json.dumps(run.metrics | {"identity": identity}))
+    files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
+    (folder / "SHA256SUMS").write_text("".join(f"{file_digest(file)}  {file.name}\n" for file in files))
+    return folder
+
+
+def test_a_run_of_before_a_setting_came_is_found_under_its_new_name(earlier):
+    before, folder = earlier
+    assert list(convert_store()) == [(folder.name, f"now {before.path.name}")]
+    after = lab.run(before.experiment)
+    assert after.metrics == before.metrics
+    assert after.history.frame.equals(before.history.frame)
+    assert list(convert_store()) == []
+
+
+def test_one_that_differs_in_more_than_new_settings_keeps_its_name(store, earlier, monkeypatch):
+    _, folder = earlier
+    monkeypatch.setitem(settings_module.VERSIONS, lab.MLP, 99)  # other code
+    assert list(convert_store()) == []
+    assert folder.is_dir()
+
+
+def test_banked_rows_get_the_names_that_their_runs_have_now(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "results_folder", lambda: tmp_path)
+    monkeypatch.setattr(conversion, "BANKED_PROFILE", "smoke")
+    monkeypatch.setattr(conversion, "config_names", lambda: ["mlp_narrow"])
+    experiments = lab.grid("mlp_narrow", profile="smoke", epochs=1, seed=0)
+    monkeypatch.setattr(conversion, "grid", lambda name, profile: experiments)
+    table = lab.sweep(experiments, jobs=1, progress=False)
+    earlier = table.drop(columns="head_lr").assign(run=["old-1", "old-2"])
+    stranger = earlier.iloc[:1].assign(depth=7, run="stranger")
+    results.save_results("mlp_narrow", pd.concat([earlier, stranger]))
+    monkeypatch.setattr(conversion, "results_folder", lambda: tmp_path)
+    assert list(convert_bank()) == [("mlp_narrow", "2 runs renamed")]
+    assert lab.load_results("mlp_narrow")["run"].tolist() == [*table["run"], "stranger"]
+    assert list(convert_bank()) == []

@@ -13,7 +13,14 @@ from torch.nn import functional as F  # noqa: N812
 import labutils as lab
 from labutils.experiments import running
 from labutils.experiments.running import load_experiment_data
-from labutils.methods.distillation import Distillation, Teacher, cached_answer, consistent_answer, load_teacher
+from labutils.methods.distillation import (
+    Distillation,
+    Teacher,
+    cached_answer,
+    consistent_answer,
+    load_teacher,
+    shuffle_wrong_classes,
+)
 from labutils.training import Callback
 
 
@@ -105,6 +112,30 @@ def test_labels_beyond_the_classes_are_named(wrong):
 
 
 # Teachers
+
+
+def test_shuffled_answers_keep_the_labels_logit_and_all_values_but_not_the_order():
+    _, logits, labels = drawn(0)
+    shuffled = shuffle_wrong_classes(logits, labels, seed=1)
+    assert torch.equal(shuffled.gather(1, labels[:, None]), logits.gather(1, labels[:, None]))
+    assert torch.equal(shuffled.sort(dim=1).values, logits.sort(dim=1).values)
+    assert not torch.equal(shuffled, logits)
+    assert torch.equal(shuffled, shuffle_wrong_classes(logits, labels, seed=1))
+    places = torch.stack([
+        shuffle_wrong_classes(torch.arange(4.0)[None], torch.tensor([2]), seed=seed)[0] for seed in range(60)
+    ])  # fmt: skip
+    assert (places[:, 2] == 2).all()
+    assert all(set(places[:, column].tolist()) == {0, 1, 3} for column in (0, 1, 3))
+
+
+def test_a_shuffled_teacher_says_other_things_of_the_wrong_classes(network, shapes):
+    plain, mixed = (cached_answer(network, shapes, shuffle_seed=seed) for seed in (None, 3))
+    indices = torch.arange(len(shapes.train))
+    expected = shuffle_wrong_classes(plain(None, indices), shapes.train.labels, seed=3)
+    assert torch.equal(mixed(None, indices), expected)
+    with pytest.raises(lab.SettingError, match="shuffled: True"):
+        Distillation(teacher="anyone", shuffled=True, consistent=True)
+
 
 TAUGHT = Distillation(teacher="anyone")
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import labutils as lab
-from labutils.methods import transfer
+from labutils.methods import linear, transfer
+from labutils.methods.neighbours import NeighbourHead
 from labutils.models import CNN, build_model
 from labutils.training.optimizers import make_optimizer
 
@@ -45,7 +46,7 @@ def test_knn_agrees_with_scikit_learn(k, metric, weighted, seed):
     weights = (lambda distance: 1 / np.maximum(distance, 1e-6)) if weighted else "uniform"
     theirs = KNeighborsClassifier(k, weights=weights, metric=metric, algorithm="brute").fit(*map(np.asarray, train))
     votes = torch.as_tensor(theirs.predict_proba(test[0].numpy()))
-    mine = transfer.NeighbourHead(train, k=k, metric=metric, weighted=weighted)(test[0]).double().clamp_min(0)
+    mine = NeighbourHead(train, k=k, metric=metric, weighted=weighted)(test[0]).double().clamp_min(0)
     assert torch.allclose(mine / mine.sum(dim=1, keepdim=True), votes, atol=1e-3)
 
 
@@ -58,7 +59,7 @@ def test_the_svm_is_that_of_scikit_learns_linear_svc(penalty):
     theirs = LinearSVC(C=penalty, tol=1e-8, max_iter=100_000, dual=True, random_state=0)
     theirs.fit(((features - mean) / std).numpy(), labels.numpy())
     expected = torch.as_tensor(theirs.decision_function(((others - mean) / std).numpy())).float()
-    found = transfer.svm_head((features, labels), C=penalty)(others)
+    found = linear.svm_head((features, labels), C=penalty)(others)
     assert torch.allclose(found, expected, atol=2e-3 * expected.abs().max())
 
 
@@ -75,7 +76,7 @@ def test_the_probe_is_scikit_learns_logistic_regression(penalty):
     theirs = LogisticRegression(C=penalty, fit_intercept=False, tol=1e-8, max_iter=10_000)
     theirs.fit(with_bias(features), labels.numpy())
     expected = torch.as_tensor(theirs.predict_proba(with_bias(others))).float()
-    assert torch.allclose(transfer.probe_head((features, labels), C=penalty)(others).softmax(1), expected, atol=2e-3)
+    assert torch.allclose(linear.probe_head((features, labels), C=penalty)(others).softmax(1), expected, atol=2e-3)
 
 
 def test_all_methods_score_what_can_be_told_apart():
@@ -90,7 +91,7 @@ def test_all_methods_score_what_can_be_told_apart():
 def test_the_penalty_is_the_one_that_validation_prefers():
     train, validation = blobs(100, 4), blobs(100, 4, seed=1)
     found = {penalty: lab.linear_svm(train, validation, C=penalty)["top1"] for penalty in (1e-9, 1e-2, 1e3)}
-    assert transfer.best_penalty(transfer.svm_head, train, validation, tuple(found)) == max(found, key=found.get)
+    assert linear.best_penalty(linear.svm_head, train, validation, tuple(found)) == max(found, key=found.get)
 
 
 @pytest.mark.parametrize("method", [lab.knn, lab.linear_svm, lab.linear_probe])
@@ -152,7 +153,7 @@ def test_classes_without_votes_follow_in_the_order_of_their_nearest_example(metr
     turns = torch.cat([angles, far + torch.arange(6) / 100])
     train = torch.stack([turns.cos(), turns.sin()], dim=1), torch.arange(6).repeat(2)
     queries = torch.tensor([0.0, 3.0])
-    scores = transfer.NeighbourHead(train, k=2, metric=metric, weighted=weighted)(
+    scores = NeighbourHead(train, k=2, metric=metric, weighted=weighted)(
         torch.stack([queries.cos(), queries.sin()], dim=1)
     )
     near = scores[0].argsort(descending=True).tolist()
@@ -229,6 +230,23 @@ def test_each_stage_learns_at_its_own_rate(net):
         {0.8}, {0.4}, {0.2}, {0.1}, {0.05}, {0.025},
     ]  # fmt: skip
     assert set(rates) == set(net.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_the_head_learns_at_a_rate_of_its_own(net, optimizer):
+    whole, apart = (
+        make_optimizer(net, lab.Training(epochs=1, optimizer=optimizer, lr=0.4, head_lr=factor)) for factor in (1, 3)
+    )
+    plain, changed = (
+        {parameter: group["lr"] for group in one.param_groups for parameter in group["params"]}
+        for one in (whole, apart)
+    )
+    head = set(net.head.parameters())
+    assert set(changed) == set(plain) == set(net.parameters())
+    assert all(changed[one] == pytest.approx(plain[one] * (3 if one in head else 1)) for one in plain)
+    lab.unfreeze(net, 0)
+    (group,) = make_optimizer(net, lab.Training(epochs=1, optimizer=optimizer, lr=0.4, head_lr=3)).param_groups
+    assert set(group["params"]) == head
 
 
 def test_rates_by_stage_are_refused_where_there_are_none(digits):

@@ -59,6 +59,19 @@ def test_fine_tuning_changes_what_it_may_and_starts_from_the_backbone(backbone):
     assert finished.model.head.out_features == 100
 
 
+def test_reinitialized_stages_start_from_random_weights_and_the_others_from_the_backbone(backbone):
+    experiment = transfer_of(stages=2, reinitialized=2, name="cifar100")
+    data = load_experiment_data(experiment)
+    found = running.untrained(experiment, data, lambda: running.build_for(experiment, data)).state_dict()
+    kept = {name: torch.equal(found[name], backbone.state_dict()[name]) for name in found if name.endswith("1.weight")}
+    assert all(same == (not name.startswith(("stages.2", "stages.3"))) for name, same in kept.items() if "conv" in name)
+    assert any("conv" in name and not same for name, same in kept.items())
+    with pytest.raises(lab.SettingError, match=r"transfer\.reinitialized: 3 .* 0 to 2"):
+        transfer_of(stages=2, reinitialized=3)
+    with pytest.raises(lab.SettingError, match=r"reinitialized: 5 .* 0 to 4"):
+        lab.run(transfer_of(reinitialized=5), progress=False)
+
+
 def test_progressive_fine_tuning_unfreezes_in_phases(backbone, monkeypatch):
     learning, seen = [], []
     fit = transfer.fit

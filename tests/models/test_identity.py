@@ -19,9 +19,9 @@ SHAPE = (1, 4, 4)
 
 # The course's classes: the version and the digest of the code (see `code_digest`) that the version was given to.
 KNOWN = {
-    lab.MLP: (1, "535c4aecaf5f1843"),
+    lab.MLP: (1, "70d8f4bbdbb4e538"),
     lab.ResNet: (1, "e3f2ce0e87276422"),
-    lab.ShallowCNN: (2, "f415f1642bf1bc6f"),
+    lab.ShallowCNN: (2, "283e3401d31a0a59"),
 }
 
 

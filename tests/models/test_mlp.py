@@ -63,11 +63,12 @@ def test_a_plain_net_is_its_layers_in_a_row():
     assert torch.allclose(model(x), model.head(second(first(x).tanh()).tanh()))
 
 
-def test_he_initialisation_has_variance_two_over_inputs():
+@pytest.mark.parametrize(("init", "variance"), [("he", 2), (0.5, 0.5), (3, 3)])
+def test_initial_weights_have_the_given_variance_over_inputs(init, variance):
     torch.manual_seed(0)
-    model = lab.MLP(2, 400, init="he")
+    model = lab.MLP(2, 400, init=init)
     for layer in model.layers:
-        assert layer.linear.weight.var().item() * layer.linear.in_features == pytest.approx(2, rel=0.02)
+        assert layer.linear.weight.var().item() * layer.linear.in_features == pytest.approx(variance, rel=0.02)
         assert not layer.linear.bias.any()
 
 

@@ -31,8 +31,8 @@ def test_its_layers_are_ten_with_or_without_skips(residual):
 
 def test_a_skip_adds_what_the_first_convolution_gave():
     torch.manual_seed(0)
-    plain = PooledBlock(4, 6, 3, residual=False).eval()
-    residual = PooledBlock(4, 6, 3, residual=True).eval()
+    plain = PooledBlock(4, 6, 3, residual=False, ghost=True).eval()
+    residual = PooledBlock(4, 6, 3, residual=True, ghost=True).eval()
     residual.load_state_dict(plain.state_dict())
     images = torch.randn(2, 4, 8, 8)
     first = torch.nn.functional.gelu(plain.norm1(torch.nn.functional.max_pool2d(plain.conv1(images), 2)))
@@ -44,6 +44,19 @@ def test_a_skip_adds_what_the_first_convolution_gave():
 def test_skips_are_where_there_are_three_convolutions():
     assert [block.residual for block in lab.ShallowCNN((2, 2, 2)).blocks] == [False, True, True]
     assert [block.residual for block in lab.ShallowCNN((2, 2, 2), residual=False).blocks] == [False] * 3
+
+
+def test_without_ghost_batches_all_images_are_normalised_together():
+    torch.manual_seed(0)
+    images = torch.randn(GHOST_BATCH + 7, 2, 6, 6) + torch.arange(GHOST_BATCH + 7)[:, None, None, None] / 10
+    ghost, plain = (PooledBlock(2, 3, 2, residual=False, ghost=ghost) for ghost in (True, False))
+    plain.load_state_dict(ghost.state_dict())
+    norm = torch.nn.BatchNorm2d(3)
+    pooled = torch.nn.functional.max_pool2d(plain.conv1(images), 2)
+    assert torch.allclose(plain.norm1(pooled), norm(pooled), atol=1e-5)
+    assert not torch.allclose(ghost.norm1(pooled), norm(pooled), atol=1e-2)
+    assert all(isinstance(one, GhostBatchNorm2d) == kept for kept, block in ((True, ghost), (False, plain))
+               for one in block.modules() if isinstance(one, torch.nn.BatchNorm2d))  # fmt: skip
 
 
 def test_ghost_batches_are_normalised_each_on_its_own():
@@ -71,7 +84,7 @@ def test_logits_are_read_off_the_highest_features():
 
 
 def test_a_blocks_convolutions_start_by_passing_their_input_on():
-    block = PooledBlock(4, 6, 3, residual=True)
+    block = PooledBlock(4, 6, 3, residual=True, ghost=True)
     images = torch.randn(2, 4, 8, 8)
     assert torch.allclose(block.conv1(images)[:, :4], images)
     maps = torch.randn(2, 6, 4, 4)

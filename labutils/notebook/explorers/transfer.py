@@ -8,10 +8,12 @@ import pandas as pd
 from labutils.errors import SettingError
 from labutils.experiments.settings import Experiment
 from labutils.experiments.store import Run
-from labutils.methods.transfer import Features, knn, linear_probe, linear_svm
+from labutils.methods.features import Features
+from labutils.methods.linear import linear_probe, linear_svm
+from labutils.methods.neighbours import knn
 from labutils.notebook import plots
 from labutils.notebook.explorers.base import remember
-from labutils.notebook.explorers.controls import describe, in_code
+from labutils.notebook.explorers.words import describe, in_code
 from labutils.notebook.explorers.training import TrainingExplorer, mean_and_spread
 from labutils.notebook.finished import check_finished
 
@@ -64,7 +66,7 @@ class TransferExplorer(TrainingExplorer):
         wanted = ("method", *METHOD_SETTINGS[chosen["method"]])
         return {name: value for name, value in chosen.items() if name in wanted}
 
-    def settings(self) -> dict[str, object]:
+    def head_settings(self) -> dict[str, object]:
         """The method's settings, without its name."""
         return {name: value for name, value in self.choice().items() if name != "method"}
 
@@ -75,16 +77,15 @@ class TransferExplorer(TrainingExplorer):
     def answer(self) -> None:
         """Find the chosen head, or look up what fine-tuning brought, and redraw."""
         choice = self.choice()
-        for name, widget in self.controls.items():
-            widget.disabled = name not in choice
-        self.switch_buttons(training=self.busy)
+        self.unused = [name for name in self.choices if name not in choice]
+        self.enable()
         if choice["method"] == "fine_tuning":
             super().answer()
             return
         start = time.perf_counter()
-        accuracy = HEADS[choice["method"]](self.features, self.validation, **self.settings())["top1"]
+        accuracy = HEADS[choice["method"]](self.features, self.validation, **self.head_settings())["top1"]
         seconds = time.perf_counter() - start
-        self.status.value = (
+        self.status = (
             f"<b>{self.label(choice)}</b>: {accuracy:.2%} of the validation images, "
             f"with {len(self.features[1]):,} training images, in {seconds:.1f} s"
         )
@@ -96,7 +97,7 @@ class TransferExplorer(TrainingExplorer):
         check_finished(rows, "validation_top1")
         accuracies = rows["validation_top1"]
         remember(self.found, label, accuracies.mean())
-        self.status.value = f"<b>{label}</b>: {mean_and_spread(accuracies)} of the validation images"
+        self.status = f"<b>{label}</b>: {mean_and_spread(accuracies)} of the validation images"
 
     def show_run(self, label: str, trained: Run) -> None:
         super().show_run(label, trained)
@@ -111,12 +112,13 @@ class TransferExplorer(TrainingExplorer):
         function = HEADS[choice["method"]].__name__
         return (
             f"some = tuple(part[:{EXPLORED_FEATURES}] for part in train)\n"
-            f"lab.{function}(some, validation, {in_code(self.settings())})"
+            f"lab.{function}(some, validation, {in_code(self.head_settings())})"
         )
 
-    def switch_buttons(self, *, training: bool) -> None:
-        super().switch_buttons(training=training)
-        self.train_button.disabled = training or self.choice()["method"] != "fine_tuning"
+    def enable(self) -> None:
+        super().enable()
+        if self.choice()["method"] != "fine_tuning":
+            self.enabled = [action for action in self.enabled if action != "train"]
 
     def reset(self) -> None:
         self.found.clear()
@@ -128,4 +130,4 @@ class TransferExplorer(TrainingExplorer):
         if self.growing:
             super().draw()
             return
-        self.figure.value = plots.scores(self.found, caption=self.caption).png()
+        self.show_chart(plots.scores(self.found, caption=self.caption))
