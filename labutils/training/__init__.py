@@ -2,6 +2,7 @@
 
 from labutils.training.callbacks import Callback, Probe, State
 from labutils.training.checkpoints import CheckpointError
+from labutils.training.device import OutOfMemory
 from labutils.training.evaluation import evaluate, predict
 from labutils.training.history import Diverged, History, Interrupted
 from labutils.training.loop import fit
@@ -13,6 +14,7 @@ __all__ = [
     "Diverged",
     "History",
     "Interrupted",
+    "OutOfMemory",
     "Probe",
     "State",
     "Training",

@@ -93,14 +93,16 @@ class Checkpoint(Callback):
         state.best = {name: tensor.to(state.data.device) for name, tensor in states["best"].items()}
         state.order.set_state(tensors["random/order"])
         torch.set_rng_state(tensors["random/cpu"])
-        if "random/cuda" in tensors and state.data.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random/cuda"], state.data.device)
+        device = state.data.device
+        if device.type != "cpu" and f"random/{device.type}" in tensors:
+            torch.get_device_module(device).set_rng_state(tensors[f"random/{device.type}"], device)
 
     def after_epoch(self, state: State) -> None:
         """Keep everything as it is now."""
         tensors = {"random/order": state.order.get_state(), "random/cpu": torch.get_rng_state()}
-        if state.data.device.type == "cuda":
-            tensors["random/cuda"] = torch.cuda.get_rng_state(state.data.device)
+        device = state.data.device
+        if device.type != "cpu":
+            tensors[f"random/{device.type}"] = torch.get_device_module(device).get_rng_state(device)
         states = {name: part.state_dict() for name, part in self.parts(state).items()} | {"best": state.best}
         save_tensors(self.path, tensors, {"about": self.about, "states": split_off_tensors(states, tensors)})
 
