@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> Parser:
-    """The parser of all commands; settings of `run` and `sweep` are what it leaves over."""
+    """The parser of all commands; settings of `run`, `sweep` and `ship` are what it leaves over."""
     parser = Parser(prog="labutils", description="The deep-learning labs from the command line.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("doctor", help="look over this machine and say what to mend")
@@ -72,6 +72,7 @@ def make_parser() -> Parser:
         command.add_argument("config", help=f"a YAML file, or one of: {', '.join(config_names())}")
         add_profile(command)
 
+    add_experiment(commands, "ship", "keep a run in data/runs, from where it is loaded whatever data are here")
     commands.add_parser("convert", help="take runs and results of before a change of the course over")
     course = commands.add_parser("course", help="execute all notebooks in order, and write the course's site")
     course.add_argument("--profile", choices=PROFILES, default="laptop", help="(default: laptop)")

@@ -1,4 +1,4 @@
-"""The command line: labutils doctor | data | run | sweep | report | export | convert | course | student."""
+"""The command line: labutils doctor | data | run | sweep | report | export | ship | convert | course | student."""
 
 import argparse
 import itertools
@@ -14,7 +14,7 @@ from labutils.data.loading import NAMES, load_data
 from labutils.errors import SettingError
 from labutils.experiments import results, sweeps
 from labutils.experiments.configs import config_names
-from labutils.experiments.running import load_experiment_data, run, run_name
+from labutils.experiments.running import load_experiment_data, run, run_name, ship_run
 from labutils.experiments.settings import Experiment, grid
 from labutils.methods.pretrained import save_pretrained
 from labutils.training.history import Interrupted
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 done, 1 failed, 2 a wrong argument, 130 interrupted."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("run", "sweep"):
+    if rest and options.command not in ("run", "sweep", "ship"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status = COMMANDS[options.command](options, rest)
@@ -131,7 +131,7 @@ def report_failures(table: "pd.DataFrame") -> bool:
 
 
 def explain(options: argparse.Namespace, settings: dict[str, object]) -> int:
-    """Print the help of `run` or `sweep`, after a config with that experiment's settings."""
+    """Print the help of `run`, `sweep` or `ship`, after a config with that experiment's settings."""
     show_help(options.parser, options.config and Experiment.load(options.config, **settings))
     return 0
 
@@ -192,6 +192,14 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def ship(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    settings = settings_of(options, rest)
+    if options.help:
+        return explain(options, settings)
+    print(f"kept in {ship_run(Experiment.load(options.config, **settings))}")
+    return 0
+
+
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from labutils.experiments.conversion import convert_bank, convert_store
 
@@ -222,6 +230,7 @@ COMMANDS = {
     "sweep": run_sweep,
     "report": tell,
     "export": export,
+    "ship": ship,
     "convert": convert,
     "course": course,
     "student": student,

@@ -1,5 +1,6 @@
 """run: train an experiment once, find it in the store ever after."""
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -49,7 +50,10 @@ def run(
     callbacks: Sequence[Callback] = (),
     wait: bool = True,
 ) -> Run:
-    """Run an experiment, or load it where it has been run before.
+    """Run an experiment, or load it where it has been run before, here or by the course.
+
+    Some runs come with the course. They are loaded whatever data are here, unless these are asked to be the stand-ins,
+    and say in their captions and metrics on which data they were trained.
 
     Of several processes that want the same run at once, one trains and the others load what it has found. A run that
     was killed or interrupted goes on after its last whole epoch.
@@ -58,7 +62,7 @@ def run(
         experiment: what to run, or the name of a config of the course.
         model: a class of your own in place of the course's. It is called with those of the experiment's model settings
             that it takes, and of in_features, in_channels and classes. What it computes is part of the run's identity.
-        force: train anew even if the run is there.
+        force: train anew even if the run is there, or comes with the course.
         progress: whether to show a progress bar.
         callbacks: as of `fit`.
         wait: whether to wait for another process that is training this run.
@@ -85,6 +89,8 @@ def run(
     build = functools.partial(build_for, experiment, data, model)
     if not force:  # first without the lock, so that a store which can only be read serves as well
         kept = store.find_run(identity, experiment, build)
+        if kept is None and model is None:
+            kept = shipped_run(experiment)
         if kept is not None:
             return kept
     path = store.run_path(identity)
@@ -102,6 +108,27 @@ def run(
     except Timeout:
         raise Busy(f"{experiment.name} is being trained by {store.lock_holder(path)}") from None
     return finished
+
+
+def shipped_run(experiment: Experiment) -> Run | None:
+    """The run of an experiment that comes with the course; none for an experiment on stand-ins."""
+    if experiment.data["source"] == "builtin":
+        return None
+    build = functools.partial(build_for, experiment, load_experiment_data(experiment))
+    return store.find_run(experiment.identity(None), experiment, build, store.shipped_root())
+
+
+def ship_run(experiment: Experiment) -> Path:
+    """Let an experiment's run, trained now if it has not been, come with the course; its folder in data/runs.
+
+    Its weights are rounded to half precision there, which takes half the space; its figures are those of before.
+    """
+    finished, identity = run(experiment), experiment.identity(None)
+    path = store.run_path(identity, store.shipped_root())
+    metrics = finished.metrics | {"identity": identity}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.write_run(dataclasses.replace(finished, path=path, metrics=metrics), half=True)
+    return path
 
 
 def run_name(experiment: Experiment) -> str:

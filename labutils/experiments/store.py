@@ -6,6 +6,7 @@ unpickled. Beside the runs lie .locks, .checkpoints of runs that are not finishe
 answers) and .damaged, where what can't be read is set aside.
 """
 
+import copy
 import csv
 import functools
 import json
@@ -97,9 +98,14 @@ def store_root() -> Path:
     return Path(os.environ.get("LABUTILS_RUNS") or files.home() / "runs")
 
 
-def run_path(identity: str) -> Path:
-    """The folder of the run that has an identity, there or not."""
-    return store_root() / identity[:NAME_DIGITS]
+def shipped_root() -> Path:
+    """The folder of the runs that come with the course: data/runs at home. They are only read, never set aside."""
+    return files.home() / "data" / "runs"
+
+
+def run_path(identity: str, root: Path | None = None) -> Path:
+    """The folder of the run that has an identity, there or not; in the store, or under another root."""
+    return (root or store_root()) / identity[:NAME_DIGITS]
 
 
 def outputs_folder() -> Path:
@@ -179,20 +185,23 @@ def store_errors() -> Iterator[None]:
         ) from error
 
 
-def find_run(identity: str, experiment: Experiment, build: Callable[[], nn.Module]) -> Run | None:
+def find_run(
+    identity: str, experiment: Experiment, build: Callable[[], nn.Module], root: Path | None = None
+) -> Run | None:
     """The run that has an identity, checked; None where the store has none.
 
-    A damaged folder is named in a warning and, where the store can be written, set aside.
+    A damaged folder is named in a warning and, in the store and where that can be written, set aside.
 
     Args:
         identity: of the run.
         experiment: what it is the run of; its name and profile become the run's.
         build: makes a model into which the run's weights fit.
+        root: where to look instead of in the store.
 
     Raises:
         StoreError: the user may not read it.
     """
-    path = run_path(identity)
+    path = run_path(identity, root)
     if not path.is_dir():
         return None
     try:
@@ -203,7 +212,8 @@ def find_run(identity: str, experiment: Experiment, build: Callable[[], nn.Modul
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        warnings.warn(f"{path} is damaged ({reason}); {set_aside(path)}", DamagedRun, stacklevel=3)
+        outcome = "it stays where it is" if root else set_aside(path)
+        warnings.warn(f"{path} is damaged ({reason}); {outcome}, and is trained anew", DamagedRun, stacklevel=3)
         return None
 
 
@@ -216,7 +226,7 @@ def set_aside(path: Path) -> str:
         path.rename(goal / path.name)
     except OSError as error:
         return f"it can't be moved away either ({error.strerror})"
-    return f"it is set aside in {goal}, and trained anew"
+    return f"it is set aside in {goal}"
 
 
 def read_run(path: Path, identity: str, experiment: Experiment, build: Callable[[], nn.Module]) -> Run:
@@ -289,8 +299,12 @@ def check_sums(folder: Path) -> None:
             raise ValueError(f"{name} is not what was written")
 
 
-def write_run(finished: Run) -> None:
+def write_run(finished: Run, *, half: bool = False) -> None:
     """Write a run's folder: whole, or not at all. What was there stays until then.
+
+    Args:
+        finished: goes to its path.
+        half: whether to write its weights in half precision.
 
     Raises:
         StoreError: it can't be written.
@@ -299,6 +313,7 @@ def write_run(finished: Run) -> None:
     from safetensors.torch import save_model
 
     path = finished.path
+    model = copy.deepcopy(finished.model).half() if half else finished.model
     with store_errors(), files.workspace(path) as folder:
         new = folder / "new"
         new.mkdir()
@@ -307,7 +322,7 @@ def write_run(finished: Run) -> None:
         if finished.history.probed:
             finished.history.probes.to_csv(new / "gradients.csv", index=False)
         try:
-            save_model(finished.model, str(new / WEIGHTS))
+            save_model(model, str(new / WEIGHTS))
         except SafetensorError as error:  # its own name for a full disk, too
             raise OSError(str(error)) from error
         (new / "metrics.json").write_text(json.dumps(finished.metrics, indent=2) + "\n", encoding="utf-8")

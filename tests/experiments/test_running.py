@@ -456,3 +456,77 @@ def test_the_sums_are_those_that_sha256sum_checks(store, experiment):
     lines = (path / "SHA256SUMS").read_text().splitlines()
     assert {line.split("  ")[1] for line in lines} == {file.name for file in path.iterdir()} - {"SHA256SUMS"}
     assert all(file_digest(path / name) == digest for digest, name in (line.split("  ") for line in lines))
+
+
+# Runs that come with the course
+
+
+@pytest.fixture
+def shipped(store, experiment, tmp_path, monkeypatch):
+    """An experiment whose run comes with the course, trained elsewhere and on other data than are here."""
+    monkeypatch.setattr(store_module, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setenv("LABUTILS_DATA", str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    asked = experiment.override(source="auto")
+    write_archive(tmp_path / "data", seed=1)
+    path = running.ship_run(asked)
+    run = lab.run(asked)
+    assert run.model is not None  # read before its folder goes
+    shutil.rmtree(store)
+    write_archive(tmp_path / "data", seed=2)
+    return asked, path, run
+
+
+def write_archive(folder, seed):
+    draw = np.random.default_rng(seed)
+    parts = {
+        f"{what}_{part}": draw.integers(0, 10 if what == "y" else 256, (count, 28, 28) if what == "x" else count)
+        for part, count in (("train", 300), ("test", 100))
+        for what in "xy"
+    }
+    images = {name: array.astype(np.uint8 if name[0] == "x" else np.int64) for name, array in parts.items()}
+    np.savez(folder / "mnist.npz", **images)
+
+
+def test_a_run_of_the_course_is_loaded_whatever_data_are_here(shipped, monkeypatch):
+    asked, path, run = shipped
+    monkeypatch.setattr(running, "train", lambda *_, **__: pytest.fail("trained"))
+    loaded = lab.run(asked)
+    assert loaded.path == path
+    kept = {name: value for name, value in loaded.metrics.items() if name != "identity"}
+    assert kept == {name: value for name, value in run.metrics.items() if name != "identity"}
+    assert run.metrics["data"] in loaded.caption
+    weights = zip(loaded.model.state_dict().values(), run.model.state_dict().values(), strict=True)
+    assert all(torch.allclose(half, whole, atol=1e-3) and half.dtype == torch.float32 for half, whole in weights)
+    assert running.kept_run(asked) is None, "a sweep trains on the data that are here"
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"source": "builtin"}])
+def test_it_is_taken_for_no_other_experiment(shipped, changes):
+    asked, path, _ = shipped
+    assert lab.run(asked.override(**changes), progress=False).path != path
+
+
+def test_force_trains_on_the_data_that_are_here_and_that_run_comes_first_from_then_on(shipped, store):
+    asked, _, run = shipped
+    own = lab.run(asked, force=True, progress=False)
+    assert own.path.parent == store
+    assert own.metrics["test_loss"] != run.metrics["test_loss"]
+    assert lab.run(asked).path == own.path
+
+
+def test_a_damaged_one_stays_and_is_trained_anew(shipped, store):
+    asked, path, _ = shipped
+    (path / "history.csv").write_text("epoch\n1\n")
+    with pytest.warns(store_module.DamagedRun, match="it stays where it is"):
+        assert lab.run(asked, progress=False).path.parent == store
+    assert path.is_dir()
+
+
+def test_a_class_of_ones_own_is_never_taken_for_it(shipped):
+    asked, path, _ = shipped
+
+    class Mine(lab.MLP):
+        pass
+
+    assert lab.run(asked, model=Mine, progress=False).path != path
