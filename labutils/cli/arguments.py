@@ -73,6 +73,13 @@ def make_parser() -> Parser:
         add_profile(command)
 
     add_experiment(commands, "ship", "keep a run in data/runs, from where it is loaded whatever data are here")
+    verify = commands.add_parser(
+        "verify", help="train the runs behind the headline claims anew, on the data that are here"
+    )
+    verify.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01; without one, all of them")
+    verify.add_argument("--jobs", type=int, help="processes, of one thread each (default, and most: one a core)")
+    verify.add_argument("--dry-run", action="store_true", help="say what would be trained, and how long it would take")
+    add_profile(verify)
     commands.add_parser("convert", help="take runs and results of before a change of the course over")
     course = commands.add_parser("course", help="execute all notebooks in order, and write the course's site")
     course.add_argument("--profile", choices=PROFILES, default="laptop", help="(default: laptop)")

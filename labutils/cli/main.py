@@ -1,4 +1,5 @@
-"""The command line: labutils doctor | data | run | sweep | report | export | ship | convert | course | student."""
+"""The command line: labutils doctor | data | run | sweep | report | export | ship | verify |
+convert | course | student."""
 
 import argparse
 import itertools
@@ -22,6 +23,7 @@ from labutils.training.history import Interrupted
 if TYPE_CHECKING:
     import pandas as pd
 
+NOTEBOOKS = ("01", "02", "03", "04", "05")
 BANKED_PROFILES = ("laptop", "full")  # at which the course's own results and checkpoints are made
 KEPT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
@@ -192,6 +194,16 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.cli.verify import verify
+
+    for notebook in options.notebooks or NOTEBOOKS:
+        lines = verify(notebook, profile=options.profile, jobs=options.jobs, dry_run=options.dry_run)
+        for line in lines:
+            print(line, flush=True)
+    return 0
+
+
 def ship(options: argparse.Namespace, rest: Sequence[str]) -> int:
     settings = settings_of(options, rest)
     if options.help:
@@ -231,6 +243,7 @@ COMMANDS = {
     "report": tell,
     "export": export,
     "ship": ship,
+    "verify": verify,
     "convert": convert,
     "course": course,
     "student": student,

@@ -6,24 +6,24 @@ the settings of tracking, and wrote no checksums; what concerns it can go once n
 """
 
 import functools
-import inspect
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labutils.errors import SettingError
 from labutils.experiments import store
 from labutils.experiments.configs import config_names, read_yaml
-from labutils.experiments.results import load_results, results_folder, save_results, settings_row, tabulate
+from labutils.experiments.results import (
+    load_results,
+    results_folder,
+    save_results,
+    settings_row,
+    tabulate,
+    without_unused_settings,
+)
 from labutils.experiments.running import build_for, identify, load_experiment_data, run_name
 from labutils.experiments.settings import SECTIONS, Experiment, from_settings, grid, run_identity
-from labutils.methods.distillation import Distillation
-from labutils.methods.transfer import Transfer
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MOVED = ("gradients", "six_views")  # from tracking to measurement, since format 2
 BANKED_PROFILE = "laptop"
@@ -104,8 +104,8 @@ def convert_bank() -> Iterator[tuple[str, str]]:
         ]
         named = tabulate(named)
         shared = [column for column in named if column in bank]
-        named = without_unused(named[~named.duplicated(shared, keep=False)])
-        found = without_unused(bank)[["run", *shared]].merge(named[["new", *shared]], on=shared)
+        named = without_unused_settings(named[~named.duplicated(shared, keep=False)])
+        found = without_unused_settings(bank)[["run", *shared]].merge(named[["new", *shared]], on=shared)
         found = found.set_index("run")["new"]
         for table in (name, f"{name}_epochs"):
             if (results_folder() / f"{table}.csv").is_file():
@@ -114,16 +114,6 @@ def convert_bank() -> Iterator[tuple[str, str]]:
                 if not renamed.equals(rows["run"]):
                     save_results(table, rows.assign(run=renamed))
                     yield table, f"{len(set(renamed) - set(rows['run']))} runs renamed"
-
-
-def without_unused(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Rows in which the settings of a transfer or a distillation from nothing, which decide nothing, are all alike."""
-    rows = rows.astype(object)
-    for owner, start in ((Transfer, "backbone"), (Distillation, "teacher")):
-        columns = [name for name in inspect.signature(owner).parameters if name in rows]
-        if columns:  # before there were transfers, tables had none of them
-            rows.loc[rows[start] == "none", columns] = "none"
-    return rows
 
 
 def banked_sweep(name: str) -> list[Experiment]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATA_SETTINGS = {"limit": "limit", "per_class": "per_class", "validation": "validation", "data_seed": "seed"}
+# Settings without which the others of their owner decide nothing.
+STARTS = {"backbone": Transfer, "teacher": Distillation}
 ORIGIN = ("experiment", "profile", "data", "source", "device", "processor", "torch", "version", "date")
 
 
@@ -100,6 +102,25 @@ def setting_types() -> dict[str, tuple[type, ...]]:
     arguments |= {name: data[argument] for name, argument in DATA_SETTINGS.items()}
     annotations = {"kind": str} | {name: argument.annotation for name, argument in arguments.items()}
     return {name: get_args(kind) if isinstance(kind, UnionType) else (kind,) for name, kind in annotations.items()}
+
+
+def without_unused_settings(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Rows in which the settings of a transfer or a distillation from nothing, which decide nothing, are all alike."""
+    rows = rows.astype(object)
+    for start, owner in STARTS.items():
+        columns = [name for name in inspect.signature(owner).parameters if name in rows]
+        if columns:  # before there were transfers, tables had none of them
+            rows.loc[rows[start] == "none", columns] = "none"
+    return rows
+
+
+def with_all_settings(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Rows with the defaults of all settings that their table lacks, and those that decide nothing made alike."""
+    owners = (Transfer, Distillation, Measurement, Training)
+    arguments = [argument for owner in owners for argument in inspect.signature(owner).parameters.values()]
+    unknown = [one for one in arguments if one.name not in rows and one.default is not one.empty]
+    defaults = {one.name: cell(one.default, setting_types()[one.name]) for one in unknown}
+    return without_unused_settings(rows.assign(**defaults))
 
 
 def settings_that_vary(runs: "pd.DataFrame") -> list[str]:

@@ -281,9 +281,13 @@ def read_model(weights: Path, build: Callable[[], nn.Module]) -> nn.Module:
         model = build()
     try:
         load_model(model, weights)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except OSError as error:
+        raise StoreError(f"{weights} can't be read ({error}). Remedy: run the experiment again") from error
+    except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise StoreError(f"{weights} can't be used ({reason}). Remedy: run the experiment with force=True") from error
+        outcome = set_aside(weights.parent) if weights.parents[1] == store_root() else "it stays where it is"
+        remedy = "run the experiment again, which then trains it anew"
+        raise StoreError(f"{weights} is damaged ({reason}); {outcome}. Remedy: {remedy}") from error
     return model
 
 

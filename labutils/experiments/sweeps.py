@@ -144,7 +144,8 @@ def local_jobs(jobs: int | None) -> int:
     """How many workers this machine has: one a GPU, without one a core; at most so many as are asked for."""
     import joblib
 
-    most = torch.cuda.device_count() if torch.cuda.is_available() else joblib.cpu_count()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else int(torch.backends.mps.is_available())
+    most = gpus or joblib.cpu_count()
     return min(jobs or most, most)
 
 
