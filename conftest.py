@@ -1,6 +1,8 @@
 """How the tests run: at the smoke profile, without network, in a run store of their own; and nbval made strict."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from queue import Empty
 
@@ -16,6 +18,7 @@ os.environ |= {
     "HTTPS_PROXY": "http://127.0.0.1:9",
     "NO_PROXY": "localhost,127.0.0.1",
 }
+atexit.register(shutil.rmtree, os.environ["LABUTILS_RUNS"], ignore_errors=True)
 for name in ("LABUTILS_DATA", "LABUTILS_MIRROR", "WANDB_MODE", "WANDB_API_KEY"):
     os.environ.pop(name, None)
 

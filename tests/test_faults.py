@@ -133,14 +133,15 @@ def test_a_folder_that_was_edited_consistently_is_checked_as_well(kept, edit):
 
 
 @pytest.mark.parametrize("tensors", [{"head.weight": torch.zeros(2, 2)}, {}], ids=["another shape", "none"])
-def test_weights_that_fit_no_model_are_told_in_one_line(kept, tensors):
+def test_weights_that_fit_no_model_are_named_and_set_aside_and_trained_anew(kept, tensors):
     experiment, folder, _ = kept
     save_file(tensors, folder / "model.safetensors")
     with_sums(folder)
-    with pytest.raises(lab.StoreError, match=r"can't be used .* Remedy: run the experiment with force=True") as caught:
+    with pytest.raises(lab.StoreError, match=r"is damaged .* set aside .* Remedy: run the experiment again") as caught:
         lab.run(experiment).model  # noqa: B018
     assert "\n" not in str(caught.value)
-    assert lab.run(experiment, force=True, progress=False).model
+    assert list((folder.parent / ".damaged").glob(f"*/{folder.name}/model.safetensors"))
+    assert lab.run(experiment, progress=False).model
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -264,8 +265,10 @@ def load_arrays(name: str, source: str, root: Path) -> tuple[dict[str, np.ndarra
         except archives.ArchiveError as error:
             if source == "archive":
                 raise
-            if path.exists():
-                print(f"{error}; fetching it again", file=sys.stderr)
+            if path.exists():  # perhaps the reader's own: it is kept
+                with suppress(OSError):
+                    path.replace(path.with_suffix(".unusable"))
+                print(f"{error}; it is kept as {name}.unusable, and fetched again", file=sys.stderr)
     try:
         return archives.download(name, root), "download"
     except OSError as error:

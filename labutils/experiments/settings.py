@@ -269,8 +269,8 @@ def read_config(name_or_path: str | Path, profile: str | None, overrides: Mappin
     profile = profile or os.environ.get("LABUTILS_PROFILE") or "laptop"
     check_choice("profile", profile, PROFILES)
     for section in contents:
-        if section not in (*SECTIONS, "about", "sweep", "profiles"):
-            raise UnknownSetting(section, (*SECTIONS, "about", "sweep", "profiles"))
+        if section not in (*SECTIONS, "about", "sweep", "tuned", "profiles"):
+            raise UnknownSetting(section, (*SECTIONS, "about", "sweep", "tuned", "profiles"))
     profiles = section_of(contents, "profiles")
     for name in profiles:
         check_choice("profiles", name, PROFILES)

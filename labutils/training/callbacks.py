@@ -171,14 +171,25 @@ class WeightAveraging(Callback):
     """
 
     def __init__(self, kept: float):
-        self.kept = kept
+        self.move = get_ema_multi_avg_fn(kept)
 
     def before_training(self, state: State) -> None:
-        self.average = AveragedModel(state.model, multi_avg_fn=get_ema_multi_avg_fn(self.kept), use_buffers=True)
+        self.average = AveragedModel(state.model)
         state.validated = self.average.module
 
+    @torch.no_grad()
     def after_step(self, state: State) -> None:
-        self.average.update_parameters(state.model)
+        # Not AveragedModel.update_parameters: it sends its count to the GPU at each step, and waits for that.
+        average, latest = ([*net.parameters(), *net.buffers()] for net in (self.average.module, state.model))
+        if self.average.n_averaged == 0:
+            for kept, tensor in zip(average, latest, strict=True):
+                kept.copy_(tensor)
+        else:
+            for floating in (True, False):  # counts are averaged apart
+                pairs = [pair for pair in zip(average, latest, strict=True) if pair[0].is_floating_point() == floating]
+                if pairs:
+                    self.move(*zip(*pairs, strict=True), None)
+        self.average.n_averaged += 1
 
     def state_dict(self) -> dict:
         return self.average.state_dict()

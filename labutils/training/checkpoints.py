@@ -109,7 +109,12 @@ class Checkpoint(Callback):
     def parts(self, state: State) -> dict[str, object]:
         """All that a training changes, by name."""
         parts = {"model": state.model, "optimizer": state.optimizer, "history": state.history}
-        return parts | {type(other).__name__: other for other in state.callbacks if hasattr(other, "state_dict")}
+        for callback in state.callbacks:
+            if hasattr(callback, "state_dict"):
+                name = type(callback).__name__
+                same = sum(other.partition(" ")[0] == name for other in parts)
+                parts[f"{name} {same + 1}" if same else name] = callback
+        return parts
 
     def check(self, about: Mapping[str, object]) -> None:
         """Raise CheckpointError, saying what differs, unless the file is about this training."""

@@ -26,7 +26,7 @@ from labutils.training.callbacks import (
     Whitening,
 )
 from labutils.training.checkpoints import Checkpoint
-from labutils.training.device import autocast, prepare, seeded
+from labutils.training.device import autocast, memory_errors, prepare, seeded
 from labutils.training.evaluation import accuracy, check_classes, check_inputs, evaluate
 from labutils.training.history import History, Interrupted
 from labutils.training.settings import Training
@@ -67,6 +67,7 @@ def fit(
         SettingError: a model that does not fit the data, or no stem to be whitened.
         CheckpointError: the checkpoint is damaged, or of another model, data set or training.
         Diverged: the loss became NaN or infinite.
+        OutOfMemory: the model and a batch do not fit into memory; the message says what to lower.
         Interrupted: a KeyboardInterrupt that carries the history so far; the best weights are in the model.
     """
     check_fit(model, data, training)
@@ -75,7 +76,8 @@ def fit(
     precision = autocast(model, data.device, training.precision)
     state = State(model, data, training, in_order(training, callbacks, checkpoint, progress))
     optimizer, history, notify = state.optimizer, state.history, state.notify
-    with seeded(training.seed, data.device), best_weights_at_the_end(state):
+    tried = memory_errors(model, min(training.batch_size, len(data.train)), lower="batch_size")
+    with tried, seeded(training.seed, data.device), best_weights_at_the_end(state):
         notify("before_training")
         while len(history.rows) < training.epochs and not history.stopped_early:
             start, done = time.perf_counter(), []
@@ -115,6 +117,7 @@ def best_weights_at_the_end(state: State) -> Iterator[None]:
     finally:
         if state.best is not None:
             state.model.load_state_dict(state.best)
+        state.optimizer.zero_grad()  # of a step that was not finished, which the next training would add to its own
         state.notify("after_training")
 
 

@@ -165,8 +165,11 @@ def test_the_longest_come_first_and_each_data_set_is_loaded_once(store, monkeypa
 
 def test_never_more_workers_than_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert sweeps.local_jobs(None) == sweeps.local_jobs(10_000) == joblib.cpu_count()
     assert sweeps.local_jobs(1) == 1
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert sweeps.local_jobs(None) == sweeps.local_jobs(8) == 1  # the Apple GPU
 
 
 def test_workers_take_a_gpu_each(store, monkeypatch):

@@ -181,3 +181,26 @@ def test_a_runs_unusable_checkpoint_is_warned_of_and_replaced(store, experiment,
         save_tensors(kept, tensors, record)
     with pytest.warns(lab.DamagedRun, match=f"{what}.* from its beginning"):
         assert lab.run(experiment, progress=False).path.is_dir()
+
+
+def test_two_callbacks_of_one_class_keep_a_state_each(digits, tmp_path):
+    class Counter(Callback):
+        def __init__(self):
+            self.steps = 0
+
+        def state_dict(self):
+            return {"steps": self.steps}
+
+        def load_state_dict(self, kept):
+            self.steps = kept["steps"]
+
+    first, second = Counter(), Counter()
+    first.steps, second.steps = 3, 5
+    path = tmp_path / "training.safetensors"
+    training = lab.Training(epochs=1)
+    torch.manual_seed(0)
+    lab.fit(lab.MLP(1, 4), digits, training, callbacks=[first, second], checkpoint=path, progress=False)
+    again = [Counter(), Counter()]
+    torch.manual_seed(0)
+    lab.fit(lab.MLP(1, 4), digits, training, callbacks=again, checkpoint=path, progress=False)
+    assert [one.steps for one in again] == [3, 5]

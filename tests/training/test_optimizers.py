@@ -71,12 +71,12 @@ def test_weights_that_no_gradient_reaches_stay():
 def test_the_head_the_biases_and_the_normalizations_take_plain_steps():
     net = lab.ResNet((1, 1, 1, 1), width=2)
     optimizer = make_optimizer(net, lab.Training(epochs=1, optimizer="muon"))
-    hidden, others = optimizer.param_groups
     names = {parameter: name for name, parameter in net.named_parameters()}
-    assert {names[parameter] for parameter in others["params"]} == {
-        name for name in names.values() if "norm" in name or "skip.1" in name or "stem.1" in name or "head" in name
-    }
-    assert len(hidden["params"]) + len(others["params"]) == len(names)
+    hidden, others, head = ({names[one] for one in group["params"]} for group in optimizer.param_groups)
+    assert [group["orthogonal"] for group in optimizer.param_groups] == [True, False, False]
+    assert others == {name for name in names.values() if "norm" in name or "skip.1" in name or "stem.1" in name}
+    assert head == {"head.weight", "head.bias"}
+    assert hidden | others | head == set(names.values())
 
 
 def test_muon_learns(digits):

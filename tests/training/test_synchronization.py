@@ -1,10 +1,14 @@
 """A step of training never makes the processor wait for a GPU: nothing in it asks what a tensor holds.
 
-There need not be a GPU: a mode that sees each operation refuses those whose result depends on a tensor's values in a
-way that the processor has to know, such as a number to branch on, or a shape.
+There need not be a GPU. A mode that sees each operation refuses those whose result depends on a tensor's values in a
+way that the processor has to know, such as a number to branch on, or a shape. And torch's meta device stands for a GPU:
+its tensors have no values to ask for, and do not mix with those of the processor. Where there is an NVIDIA GPU, torch
+itself watches it.
 """
 
+import functools
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import labutils as lab
+from labutils.data import augmentation, loading
+from labutils.experiments.configs import config_names
+from labutils.experiments.settings import read_config
 from labutils.methods.distillation import Distillation, Teacher, cached_answer, consistent_answer
 from labutils.training import Callback
 from labutils.training.callbacks import WeightAveraging
+from labutils.training.stopping import Stopped
 
 aten = torch.ops.aten
 ASKING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2}
@@ -89,25 +97,33 @@ def resnet():
     return lab.ResNet((1, 1, 1, 1), width=2)
 
 
+def shallow():
+    return lab.ShallowCNN((2, 2, 2))
+
+
 ONE_CYCLE = {"optimizer": "sgd", "lr": 0.1, "scheduler": "onecycle"}
+MUON = {"optimizer": "muon", "lr": 0.05}
 RECIPES = {
     "adam": (lambda: lab.MLP(2, 8, normalization="batch", dropout=0.1), {}),
+    "adam, cosine, basic": (resnet, {"scheduler": "cosine", "augment": "basic"}),
     "adamw": (lambda: lab.MLP(2, 8, residual=True, residual_scale="zero"), {"optimizer": "adamw", "weight_decay": 0.1}),
+    "sgd, plateau": (resnet, {"optimizer": "sgd", "scheduler": "plateau", "weight_decay": 0.1}),
     "sgd, one cycle": (resnet, ONE_CYCLE),
     "sgd, one cycle, strong augmentation": (resnet, ONE_CYCLE | {"augment": "strong"}),
-    "muon, averaging, smoothing": (
-        lambda: lab.ShallowCNN((2, 2, 2)),
-        {"optimizer": "muon", "lr": 0.05, "averaging": 0.5, "label_smoothing": 0.1, "whitening": True},
-    ),
+    "muon, averaging, smoothing": (shallow, MUON | {"averaging": 0.5, "label_smoothing": 0.1, "whitening": True}),
+    "muon, triangular, mild": (shallow, MUON | {"scheduler": "triangular", "augment": "mild", "head_lr": 0.5}),
     "rates by stage": (resnet, ONE_CYCLE | {"stage_lr": 0.5, "augment": "slight"}),
 }
+
+
+def shortened(training):
+    return lab.Training(**{"epochs": 2, "batch_size": 30} | training)
 
 
 def watched(model, data, training, *callbacks, **options):
     """Train for two epochs, with no questions allowed."""
     watch = Watch()
-    training = lab.Training(**{"epochs": 2, "batch_size": 50} | training)
-    lab.fit(model, data, training, callbacks=[watch, *callbacks], progress=False, **options)
+    lab.fit(model, data, shortened(training), callbacks=[watch, *callbacks], progress=False, **options)
     assert watch.operations > 100
 
 
@@ -118,7 +134,27 @@ def test_a_step_asks_nothing(recipe, few, shapes):
     watched(model, few if isinstance(model, lab.MLP) else shapes, training)
 
 
-@pytest.mark.parametrize("make_answer", [cached_answer, consistent_answer])
+def test_every_recipe_of_the_configs_is_among_these():
+    tried = [shortened(training) for _, training in RECIPES.values()]
+    for name in config_names():
+        base, axes = read_config(name, "laptop", {})
+        for training in (one.training for one in (lab.grid(name, profile="laptop") if axes else [base])):
+            for setting in ("optimizer", "scheduler", "augment"):
+                assert getattr(training, setting) in {getattr(one, setting) for one in tried}, (name, setting)
+            for setting in ("averaging", "whitening", "label_smoothing", "weight_decay"):
+                assert not getattr(training, setting) or any(getattr(one, setting) for one in tried), (name, setting)
+            for setting in ("stage_lr", "head_lr"):
+                assert getattr(training, setting) == 1 or any(getattr(one, setting) != 1 for one in tried)
+
+
+ANSWERS = {
+    "cached": cached_answer,
+    "shuffled": functools.partial(cached_answer, shuffle_seed=0),
+    "consistent": consistent_answer,
+}
+
+
+@pytest.mark.parametrize("make_answer", ANSWERS.values(), ids=ANSWERS)
 def test_a_step_with_a_teacher_asks_nothing(make_answer, few):
     teacher = Teacher(make_answer(lab.MLP(1, 8), few), Distillation(teacher="anyone"))
     watched(lab.MLP(2, 8), few, {}, teacher, loss=teacher.loss)
@@ -147,3 +183,140 @@ def test_a_question_would_be_noticed(few, question):
 
     with pytest.raises(AssertionError, match="makes the processor wait"):
         watched(lab.MLP(1, 4), few, {}, Asks())
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses to copy a tensor from the processor to the meta device, which with a GPU would be waited for."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if operation.overloadpacket in (aten._to_copy, aten.copy_):
+            target, source = (result, args[0]) if operation.overloadpacket is aten._to_copy else args[:2]
+            assert target.device == source.device, f"{operation} makes the processor wait for a GPU: use moved"
+        return result
+
+
+class SomeSteps(Callback):
+    """Ends the training before an epoch's last step, after which the losses so far are looked at."""
+
+    def __init__(self):
+        self.steps, self.watched = 0, ExitStack()
+
+    def before_step(self, state):
+        if state.step == 0:
+            self.watched.enter_context(NoWaiting())
+        if state.step == state.steps - 1:
+            raise Stopped
+        self.steps += 1
+
+    def after_training(self, state):
+        self.watched.close()
+
+
+def on(device, data):
+    """A data set on a device, whatever that can hold."""
+
+    def put(split):
+        return lab.Split(split.images.to(device), split.labels.to(device))
+
+    parts = {part: put(getattr(data, part)) for part in ("train", "validation", "test")}
+    return replace(data, **parts, mean=data.mean.to(device), std=data.std.to(device))
+
+
+def moved_without_waiting(tensor, device):
+    return tensor if tensor.device == device else torch.empty_like(tensor, device=device)
+
+
+@pytest.fixture
+def meta(monkeypatch, few, shapes):
+    """The digits and the shapes on a device whose tensors have no values, a batch gathered at a time."""
+    monkeypatch.setattr(lab.ImageData, "__post_init__", lambda data: None)  # which looks at the labels
+    monkeypatch.setattr(loading, "CHUNK", 1)
+    for module in (loading, augmentation):
+        monkeypatch.setattr(module, "moved", moved_without_waiting)
+    for name in ("SGD", "Adam", "AdamW"):  # fused ones are for devices that compute
+        whole = getattr(torch.optim, name)
+        monkeypatch.setattr(torch.optim, name, lambda groups, fused, whole=whole, **options: whole(groups, **options))
+    return on("meta", few), on("meta", shapes)
+
+
+def fit_some_steps(model, data, training, *callbacks, **options):
+    some = SomeSteps()
+    lab.fit(model, data, training, callbacks=[some, *callbacks], progress=False, **options)
+    assert some.steps >= 2
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_step_needs_no_values_and_makes_each_tensor_where_it_is_used(recipe, meta):
+    build, training = RECIPES[recipe]
+    model = build()
+    training = shortened(training | {"whitening": False})  # which acts before the first step
+    fit_some_steps(model, meta[0] if isinstance(model, lab.MLP) else meta[1], training)
+
+
+def test_a_step_with_a_consistent_teacher_needs_no_values(meta):
+    teacher = Teacher(consistent_answer(lab.MLP(1, 8), meta[0]), Distillation(teacher="anyone", consistent=True))
+    fit_some_steps(lab.MLP(2, 8), meta[0], shortened({}), teacher, loss=teacher.loss)
+
+
+@pytest.mark.parametrize("augment", [None, "slight", "strong"])
+def test_images_that_do_not_fit_on_the_device_come_a_batch_at_a_time(augment, meta, shapes):
+    _, data = meta
+    data = replace(data, train=lab.Split(shapes.train.images, data.train.labels))
+
+    class Arrived(Callback):
+        def before_step(self, state):
+            assert state.images.device == state.indices.device == data.device
+
+    fit_some_steps(resnet(), data, shortened({"augment": augment}), Arrived())
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda state: state.loss.item(),
+        lambda state: state.images[state.images > 0],
+        lambda state: state.indices.nonzero(),
+        lambda state: state.images + torch.ones(30, 1, 28, 28),
+        lambda state: state.images.cpu(),
+        lambda state: torch.ones(30).to(state.images.device),
+    ],
+)
+def test_values_and_a_tensor_elsewhere_would_be_noticed(meta, question):
+    class Asks(Callback):
+        def before_step(self, state):
+            state.loss = state.images.sum()
+            question(state)
+
+    with pytest.raises((RuntimeError, AssertionError), match=r"meta|makes the processor wait"):
+        fit_some_steps(lab.MLP(1, 4), meta[0], shortened({}), Asks())
+
+
+class Alert(Callback):
+    """Lets torch raise an error when the processor waits for an NVIDIA GPU, from one step to the last but one."""
+
+    def before_step(self, state):
+        torch.cuda.set_sync_debug_mode("default" if state.step == state.steps - 1 else "error")
+
+    def after_training(self, state):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no NVIDIA GPU here")
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_torch_sees_no_step_wait_for_the_gpu(recipe, precision, few, shapes, monkeypatch):
+    monkeypatch.setattr(loading, "CHUNK", 1)
+    build, training = RECIPES[recipe]
+    model = build()
+    data = on("cuda", few if isinstance(model, lab.MLP) else shapes)
+    lab.fit(model, data, shortened(training | {"precision": precision}), callbacks=[Alert()], progress=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no NVIDIA GPU here")
+@pytest.mark.parametrize("make_answer", ANSWERS.values(), ids=ANSWERS)
+def test_torch_sees_no_step_with_a_teacher_wait_for_the_gpu(make_answer, few, monkeypatch):
+    monkeypatch.setattr(loading, "CHUNK", 1)
+    data = on("cuda", few)
+    teacher = Teacher(make_answer(lab.MLP(1, 8), data), Distillation(teacher="anyone"))
+    lab.fit(lab.MLP(2, 8), data, shortened({}), loss=teacher.loss, callbacks=[Alert(), teacher], progress=False)

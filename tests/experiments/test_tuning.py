@@ -1,0 +1,89 @@
+"""Chosen settings and what was tried for them: no choice lies on the edge of its grid, and each grid is banked."""
+
+import dataclasses
+
+import pytest
+
+import labutils as lab
+from labutils.experiments.configs import config_names, read_yaml
+from labutils.experiments.results import load_results
+from labutils.notebook.plots.selection import matching
+
+# Beyond these there is nothing to try.
+NATURAL_BOUNDS = {
+    **{name: {0.0} for name in ("momentum", "weight_decay", "label_smoothing", "averaging")},
+    "alpha": {0.0, 1.0},
+}
+# Their tables are still to be made.
+PENDING = ("cnn_shallow", "transfer_augmentation", "transfer_labels", "transfer_ladder", "transfer_wide")
+# Chosen by somebody, where they are not the defaults; epochs and batch sizes say how long and how large, not how well.
+CHOSEN = ("lr", "momentum", "weight_decay", "label_smoothing", "averaging", "stage_lr", "head_lr")
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(lab.Training)}
+# Momentum counts where it is used.
+USED_WITH = {"momentum": ("sgd", "muon"), "averaging": None}
+
+
+def tuned_of(name):
+    return read_yaml(name)[1].get("tuned", [])
+
+
+def experiments_of(name):
+    """All that a config describes at the laptop profile."""
+    try:
+        return lab.grid(name, profile="laptop")
+    except lab.SettingError:
+        return [lab.Experiment.load(name, profile="laptop")]
+
+
+def settings_of(experiment):
+    settings = experiment.settings()
+    return {f"{section}.{name}": value for section in settings for name, value in settings[section].items()}
+
+
+def concerned(entry, experiments):
+    """The experiments an entry of `tuned` is about."""
+    where = entry.get("where", {})
+    return [one for one in experiments if all(settings_of(one).get(name) == value for name, value in where.items())]
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if tuned_of(name)])
+def test_no_choice_lies_on_the_edge_of_its_grid(name):
+    for entry in tuned_of(name):
+        experiments = concerned(entry, experiments_of(name))
+        assert experiments, f"{name}: tuned {entry} is about no experiment"
+        for setting, tried in entry["values"].items():
+            bounds = NATURAL_BOUNDS.get(setting.partition(".")[2], set())
+            for chosen in {settings_of(one)[setting] for one in experiments} - bounds:
+                assert chosen in tried, f"{name}: {setting} is {chosen}, which was not tried"
+                assert min(tried) < chosen < max(tried), f"{name}: {setting} {chosen} is on the edge of {tried}"
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if tuned_of(name)])
+def test_what_was_tried_is_banked(name):
+    for entry in tuned_of(name):
+        table = load_results(entry["table"])
+        where = {setting.partition(".")[2]: value for setting, value in entry.get("where", {}).items()}
+        rows = matching(table, {column: value for column, value in where.items() if column in table})
+        for setting, tried in entry["values"].items():
+            found = set(rows[setting.partition(".")[2]])
+            assert set(tried) <= found, f"{name}: {entry['table']} lacks {setting} {sorted(set(tried) - found)}"
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if name not in PENDING])
+def test_every_choice_names_what_was_tried(name):
+    """A learning rate that is not the default was chosen by somebody; the config says from what.
+
+    What a sweep varies is studied, not chosen.
+    """
+    axes = str(read_yaml(name)[1].get("sweep"))
+    for experiment in experiments_of(name):
+        training = experiment.training
+        named = {setting for entry in tuned_of(name) if experiment in concerned(entry, [experiment])
+                 for setting in entry["values"]}  # fmt: skip
+        for setting in CHOSEN:
+            value = getattr(training, setting)
+            used = setting not in USED_WITH or training.optimizer in (USED_WITH[setting] or (training.optimizer,))
+            if f"'training.{setting}'" in axes:
+                continue
+            if used and value != DEFAULTS[setting] and value not in NATURAL_BOUNDS.get(setting, ()):
+                assert f"training.{setting}" in named, f"{name}: {setting} = {value} ({training.optimizer})"
