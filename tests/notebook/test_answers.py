@@ -189,7 +189,7 @@ ERRORS = [ValueError("no"), SystemExit(1), RecursionError(), GeneratorExit(), As
 
 
 def stopping_with(error):
-    def answer(*arguments):
+    def answer(*arguments, **options):
         raise error
 
     return answer

@@ -223,26 +223,24 @@ def test_labels_saved_are_read_off_the_line():
     assert not exercises.check_labels_saved(None, results, few=10)
 
 
-def right_distillation(student, teacher, labels, temperature, alpha, *, factor=True, swapped=False):
-    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
-    if swapped:
-        p, q = q, p
-    divergence = (p * (p.log() - q.log())).sum(1).mean()
-    hard = torch.nn.functional.cross_entropy(student, labels)
-    return (1 - alpha) * hard + alpha * divergence * (temperature**2 if factor else 1)
+def distillation_gradient(student, teacher, temperature):
+    return temperature * ((student / temperature).softmax(1) - (teacher / temperature).softmax(1)) / len(student)
 
 
-def test_the_distillation_loss_is_checked_term_by_term():
-    assert exercises.check_distillation_loss(right_distillation)
+def test_the_gradient_of_distillation_is_checked_against_autograd():
+    assert exercises.check_distillation_gradient(distillation_gradient)
     for wrong, word in (
-        (lambda *arguments: right_distillation(*arguments, factor=False), "temperature 4"),
-        (lambda *arguments: right_distillation(*arguments, swapped=True), "temperature 1, alpha 1"),
-        (lambda s, t, y, by, a: right_distillation(s, t, y, by, 1 - a), "alpha 0"),
-        (lambda *arguments: None, "not None"),
+        (lambda s, t, by: -distillation_gradient(s, t, by), "the sign is wrong"),
+        (lambda s, t, by: len(s) * distillation_gradient(s, t, by), "divide by the number of images"),
+        (lambda s, t, by: distillation_gradient(s, t, by) / by, "T = 3: one factor T is missing"),
+        (lambda s, t, by: distillation_gradient(s, t, by) / by**2, "T = 3: you forget T^2"),
+        (lambda s, t, by: distillation_gradient(s, t, by) * by, "one T cancels"),
+        (lambda s, t, by: by * distillation_gradient(s, t, 1), "T = 3: at this temperature"),
+        (lambda s, t, by: None, "not None"),
         (fails, "TypeError"),
     ):
-        assert_rejected(exercises.check_distillation_loss(wrong), word)
-    assert not exercises.check_distillation_loss(None)
+        assert_rejected(exercises.check_distillation_gradient(wrong), word)
+    assert not exercises.check_distillation_gradient(None)
 
 
 def test_a_temperature_is_checked_by_the_entropy_it_gives():

@@ -1,36 +1,183 @@
-"""The exercises of notebook 05."""
+"""What notebook 05 has its readers build, and its exercises."""
 
 import math
 from collections.abc import Callable
 
 import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.methods.distillation import distillation_loss, mean_entropy
 from labutils.methods.probes import calibration_error
-from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number
+from labutils.notebook.exercises import ours
+from labutils.notebook.exercises.comparing import cases, check_gradient, compare
+from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, shown
 from labutils.training.device import seeded
 
 LOSS_TOLERANCE = 1e-3  # relative
 ENTROPY_TOLERANCE = 0.02  # nats
+TEMPERATURE_TOLERANCE = 0.02  # relative
 COLDEST = 1e-300  # temperature by which logits can be divided
 
 
 @check
 def check_distillation_loss(answer: Callable[..., torch.Tensor] | None) -> Verdict:
-    """Notebook 05, exercise 1: the loss of distillation.
+    """Notebook 05, to build: the loss of distillation.
 
     Args:
-        answer: of the student's logits (B, classes), the teacher's, labels (B,), temperature and alpha.
+        answer: of the student's logits (B, classes), the teacher's, labels (B,), temperature and alpha, the last two by
+            their names; gives a scalar tensor.
     """
-    with seeded(0, torch.device("cpu")):
-        student, teacher, labels = 2 * torch.randn(8, 5), 3 * torch.randn(8, 5), torch.randint(5, (8,))
-    for temperature, alpha in ((1.0, 0.0), (1.0, 1.0), (4.0, 1.0), (3.0, 0.7)):
-        given = read_number(call(answer, student, teacher, labels, temperature, alpha))
-        expected = distillation_loss(student, teacher, labels, temperature=temperature, alpha=alpha).item()
-        if not math.isclose(given, expected, rel_tol=LOSS_TOLERANCE):
-            case = f"temperature {temperature:g}, alpha {alpha:g}"
-            raise Rejected(f"{case}: {expected:.4f} is right, yours: {given:.4f}")
+    for draw, (temperature, alpha) in zip(cases(4), ((1.0, 0.0), (1.0, 1.0), (4.0, 1.0), (3.0, 0.7)), strict=True):
+        count, classes = draw.randint(7, 9), draw.randint(4, 6)
+        student, teacher = (2 * torch.randn(count, classes)).requires_grad_(), 3 * torch.randn(count, classes)
+        labels, settings = torch.randint(classes, (count,)), {"temperature": temperature, "alpha": alpha}
+        loss = call(answer, student, teacher, labels, **settings)
+        expected = distillation_loss(student, teacher, labels, **settings)
+        mistakes = wrong_distillations(student.detach(), teacher, labels, **settings)
+        case = f"temperature {temperature:g}, alpha {alpha:g}"
+        mistakes = {f"{case}: {message}": wrong for message, wrong in mistakes.items()}
+        compare(loss, expected, f"{case}: the loss", mistakes, tolerance=LOSS_TOLERANCE)
+        check_gradient(loss, student, torch.autograd.grad(expected, student)[0])
     return Verdict(True, "labels alone, the teacher alone, hot and cold: each as it should be")
+
+
+def wrong_distillations(
+    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, *, temperature: float, alpha: float
+) -> dict[str, torch.Tensor]:
+    """What a loss of distillation is that makes a known mistake."""
+    p, q = (student / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
+    hard, soft = F.cross_entropy(student, labels), (q.exp() * (q - p)).sum(1).mean()
+    swapped, crossed = (p.exp() * (p - q)).sum(1).mean(), -(q.exp() * p).sum(1).mean()
+    square, classes = temperature**2, student.shape[1]
+    return {
+        "the teacher's term lacks the factor T^2": (1 - alpha) * hard + alpha * soft,
+        "the teacher's term has the factor T instead of T^2": (1 - alpha) * hard + alpha * temperature * soft,
+        "the divergence is the wrong way round: it is KL(teacher || student), weighed by the teacher's answers": (
+            (1 - alpha) * hard + alpha * square * swapped
+        ),
+        "alpha and 1 - alpha are swapped: alpha is the teacher's weight": alpha * hard + (1 - alpha) * square * soft,
+        "the labels' term is softened, too: it is taken at T = 1": (
+            (1 - alpha) * F.cross_entropy(student / temperature, labels) + alpha * square * soft
+        ),
+        "the divergence is averaged over the classes as well: sum over them, and average over the images": (
+            (1 - alpha) * hard + alpha * square * soft / classes
+        ),
+        "that is the cross-entropy with the teacher's answers; the divergence takes their entropy away": (
+            (1 - alpha) * hard + alpha * square * crossed
+        ),
+        "the two terms are added without their weights": hard + square * soft,
+    }
+
+
+@check
+def check_cached_teacher(answer: Callable[..., Callable] | None) -> Verdict:
+    """Notebook 05, to build: a teacher that answers once for each image, and is looked up ever after.
+
+    Args:
+        answer: of a network, images (N, C, H, W) and the size of a batch; gives a function from indices (B,) to the
+            network's logits for these images, (B, classes).
+    """
+    for draw in cases():
+        count, batch_size, classes = draw.randint(17, 23), draw.randint(4, 6), draw.randint(3, 5)
+        teacher = nn.Sequential(
+            nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, classes)
+        )
+        images, indices = torch.randn(count, 3, 2, 2), torch.randperm(count)[:7]
+        seen: list[tuple[int, bool]] = []
+        expected = teacher.eval()(images).detach()
+        teacher.train().register_forward_hook(
+            lambda net, given, _, seen=seen: seen.append((len(given[0]), net.training))
+        )
+        answers = call(answer, teacher, images, batch_size)
+        if not callable(answers):
+            raise Rejected(f"a function of indices is expected, not {shown(answers)}")
+        found = call(answers, indices)
+        asked = len(seen)
+        again = call(answers, torch.arange(count))
+        if len(seen) > asked or not seen:
+            raise Rejected("the teacher is asked again for each batch: ask it once, before, and look its answers up")
+        if any(training for _, training in seen):
+            raise Rejected(
+                "the teacher answers in training mode, with dropout and the batch's statistics: eval() first"
+            )
+        largest = max(size for size, _ in seen)
+        if largest > batch_size:
+            raise Rejected(f"the teacher sees {largest} images at once, more than a batch of {batch_size}")
+        if sum(size for size, _ in seen) != count:
+            raise Rejected(f"the teacher sees {sum(size for size, _ in seen)} images, not each of the {count} once")
+        if any(getattr(logits, "requires_grad", False) for logits in (found, again)):
+            raise Rejected("the answers hold on to the teacher's graph, and its memory: use torch.no_grad()")
+        mistakes = {
+            "those are the first answers, whatever the indices are": expected[: len(indices)],
+            "those are probabilities; logits are expected, which any temperature can soften": expected[indices].softmax(
+                1
+            ),
+        }
+        compare(found, expected[indices], "a tensor of logits", mistakes)
+        compare(again, expected, "the logits of all images")
+    return Verdict(True, "each image's logits, found once, in evaluation mode, and looked up by their indices")
+
+
+@check
+def check_temperature_scaling(answer: Callable[[torch.Tensor, torch.Tensor], float] | None) -> Verdict:
+    """Notebook 05, to build: the temperature that mends a network's calibration (Guo et al. 2017).
+
+    Args:
+        answer: of logits (N, classes) and labels (N,) of validation images; gives the temperature T above 0 at which
+            logits / T have the least cross-entropy.
+    """
+    for draw, true in zip(cases(), (2.5, 0.6, 1.6), strict=True):
+        classes = draw.randint(4, 7)
+        logits = 3 * torch.randn(1000, classes)
+        labels = torch.multinomial((logits / true).softmax(1), 1).squeeze(1)
+        found, best = read_number(call(answer, logits, labels)), ours.best_temperature(logits, labels)
+        if not COLDEST < found < math.inf:
+            raise Rejected(f"a temperature above 0 is expected, not {found:g}")
+        if math.isclose(found, best, rel_tol=TEMPERATURE_TOLERANCE):
+            continue
+        if math.isclose(found, 1 / best, rel_tol=TEMPERATURE_TOLERANCE):
+            raise Rejected(f"you give {found:.3f}, by which logits are to be multiplied; T divides them: {best:.3f}")
+        if found == 1:
+            raise Rejected(f"at T = 1 nothing is mended; T = {best:.3f} has the least cross-entropy")
+        losses = [F.cross_entropy(logits / by, labels).item() for by in (found, best)]
+        raise Rejected(
+            f"at your T = {found:.3g} the cross-entropy is {losses[0]:.3f}, and {losses[1]:.3f} at T = {best:.3f}"
+        )
+    return Verdict(True, "the least cross-entropy, of networks that are too sure and of one that is too unsure")
+
+
+@check
+def check_distillation_gradient(answer: Callable[..., torch.Tensor] | None) -> Verdict:
+    """Notebook 05, exercise 1: the gradient of the teacher's term with respect to the student's logits.
+
+    Args:
+        answer: of the student's logits (B, classes), the teacher's and the temperature; gives the gradient of the mean
+            over the batch of T^2 KL(teacher || student), (B, classes). Compared with autograd.
+    """
+    for draw, temperature in zip(cases(), (1.0, 3.0, 50.0), strict=True):
+        count, classes = draw.randint(4, 8), draw.randint(3, 6)
+        student, teacher = (2 * torch.randn(count, classes)).requires_grad_(), 3 * torch.randn(count, classes)
+        loss = distillation_loss(
+            student, teacher, torch.zeros(count, dtype=torch.int64), temperature=temperature, alpha=1.0
+        )
+        (expected,) = torch.autograd.grad(loss, student)
+        mistakes = {
+            "the sign is wrong: where the student says too much, the gradient is above 0": -expected,
+            "the loss is a mean over the batch: divide by the number of images": count * expected,
+            "you forget T^2": expected / temperature**2,
+            "T^2 is right, but the logits were divided by T before the softmax, too: one T cancels": (
+                temperature * expected
+            ),
+            "one factor T is missing": expected / temperature,
+            "at this temperature the softmax is to be taken of logits / T": (
+                temperature * (student.detach().softmax(1) - teacher.softmax(1)) / count
+            ),
+        }
+        mistakes = {f"T = {temperature:g}: {message}": wrong for message, wrong in mistakes.items()}
+        given = call(answer, student.detach(), teacher, temperature)
+        compare(given, expected, f"T = {temperature:g}: the gradient", mistakes, tolerance=LOSS_TOLERANCE)
+    return Verdict(True, "autograd finds the same, hot and cold")
 
 
 @check

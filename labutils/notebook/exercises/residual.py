@@ -1,20 +1,203 @@
-"""The exercises of notebook 02."""
+"""What notebook 02 has its readers build, and its exercises."""
 
 import math
 from collections.abc import Callable
 
 import pandas as pd
 import torch
+from torch import nn
 
-from labutils.methods.probes import activation_gradients, rate_per_layer
+from labutils.methods.probes import activation_gradients, gradient_norms, rate_per_layer
 from labutils.models.mlp import MLP
-from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_numbers
+from labutils.notebook.exercises import ours
+from labutils.notebook.exercises.comparing import build, cases, compare
+from labutils.notebook.exercises.mlp import take_parameters
+from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_numbers, read_tensor
 from labutils.notebook.finished import check_finished
 from labutils.training.device import seeded
 
 RATE_TOLERANCE = 0.05  # relative; what a few layers of 512 units scatter by
 GROWTH_TOLERANCE = 0.03
+VARIANCE_TOLERANCE = 0.04  # relative; what 160,000 weights scatter by is a tenth of it
 LEARNT = 0.2  # an accuracy that no net at chance has
+
+
+@check
+def check_residual_layer(answer: Callable[[int], nn.Module] | None) -> Verdict:
+    """Notebook 02, to build: a residual layer, x + relu(Wx + b).
+
+    Args:
+        answer: a class of the width. Compared with PyTorch's linear layer of the same weights.
+    """
+    for draw in cases():
+        width = draw.randint(5, 9)
+        layer, linear = build(answer, width), nn.Linear(width, width)
+        take_parameters(linear, layer, f"width {width}")
+        x = torch.randn(7, width)
+        seen = x.clone()
+        with torch.no_grad():
+            y = call(lambda layer=layer, x=x: layer(x))
+            branch = linear(seen)
+            mistakes = {
+                "the input is added before the ReLU, which then cuts off what the skip carries: add it after": (
+                    (seen + branch).relu()
+                ),
+                "there is no skip: the input has to be added": branch.relu(),
+                "there is no ReLU in the branch": seen + branch,
+                "the input is added to the linear layer's input": linear(seen + seen).relu(),
+                "the skip passes through the ReLU, too: add the input itself": seen.relu() + branch.relu(),
+            }
+            compare(y, seen + branch.relu(), "the output", mistakes)
+        if not x.equal(seen):
+            raise Rejected("the right output, but the layer changes its input in place (x += ...): write x + ...")
+    return Verdict(True, "x + relu(Wx + b), for each width tried")
+
+
+@check
+def check_gradient_norms(answer: Callable[..., list[float]] | None) -> Verdict:
+    """Notebook 02, to build: hooks that record the gradient's norm with respect to each hidden layer's outputs.
+
+    Args:
+        answer: of an MLP, whose hidden layers are model.layers, images and labels; gives a norm for each layer, from
+            the input on. Compared with labutils' own instrument.
+    """
+    for draw, residual in zip(cases(), (False, True, False), strict=True):
+        depth, count, classes = draw.randint(3, 6), draw.randint(8, 12), draw.randint(3, 5)
+        net = MLP(depth, 8, in_features=12, classes=classes, residual=residual)
+        images, labels = torch.randn(count, 1, 3, 4), torch.randint(classes, (count,))
+        expected = torch.tensor(ours.gradient_norms(net, images, labels))
+        weights = gradient_norms(net, images, labels).query("kind == 'weight'")["norm"]
+        mistakes = {
+            "the norms are in the order in which backward() meets the layers: the first should be next to the input": (
+                expected.flip(0)
+            ),
+            "those are the gradients with respect to the weights; take them with respect to the layers' outputs": (
+                torch.tensor(weights.tolist()[:-1])
+            ),
+            "those are the norms of the outputs themselves, not of the gradients": outputs_norms(net, images),
+            "your loss is a sum over the images; the mean is expected": count * expected,
+            "those are squared norms: the root is missing": expected.square(),
+        }
+        compare(call(answer, net, images, labels), expected, "a norm for each hidden layer", mistakes)
+        if any(module._forward_hooks or module._backward_hooks for module in net.modules()):
+            raise Rejected("the right norms, but your hooks are still on the network: call remove() on each handle")
+    return Verdict(True, "the norms that labutils' instrument finds, and no hook is left behind")
+
+
+@torch.no_grad()
+def outputs_norms(net: MLP, images: torch.Tensor) -> torch.Tensor:
+    """The norm of each hidden layer's outputs."""
+    norms, x = [], images.flatten(1)
+    for layer in net.layers:
+        x = layer(x)
+        norms.append(x.norm())
+    return torch.stack(norms)
+
+
+@check
+def check_rate(answer: Callable[[torch.Tensor], float] | None) -> Verdict:
+    """Notebook 02, to build: the gradient's rate per layer, by a line fitted to the logarithms of its norms.
+
+    Args:
+        answer: of norms (L,), the first next to the input; gives the factor by which they grow with each layer towards
+            the input.
+    """
+    for draw in cases():
+        layers, factor = draw.randint(6, 12), draw.choice([0.4, 0.8, 1.2])
+        norms = torch.exp(0.3 * torch.randn(layers, dtype=torch.float64)) * factor ** -torch.arange(float(layers))
+        given, expected = read_number(call(answer, norms)), ours.rate(norms)
+        ratios = norms[:-1] / norms[1:]
+        ends = ratios.log().mean().exp()
+        mistakes = {
+            "that is the factor on the way to the head; gradients go the other way, so take 1 over it": 1 / expected,
+            "that is the slope of the line; the factor is exp of it, with the sign of the way back": (
+                -math.log(expected)
+            ),
+            "that is the slope of the line; the factor is exp of minus the slope": math.log(expected),
+            "that depends on the first and the last norm alone: fit a line to the logarithms of all": ends,
+            "that is the mean of the ratios, in which large ones count more: fit a line to the logarithms": (
+                ratios.mean()
+            ),
+            "natural and decimal logarithms are mixed: 10 ** goes with log10, exp with log": (
+                10 ** math.log(expected)
+            ),
+        }  # fmt: skip
+        mistakes = {message: torch.as_tensor(wrong) for message, wrong in mistakes.items()}
+        compare(torch.tensor(given), torch.tensor(expected), "the rate", mistakes)
+    return Verdict(True, "the slope of the line of least squares, on the way back")
+
+
+@check
+def check_he_weights(answer: Callable[[int, int], torch.Tensor] | None) -> Verdict:
+    """Notebook 02, to build: random weights with which a ReLU layer keeps the length of what it is given.
+
+    Args:
+        answer: of the numbers of outputs and of inputs; gives weights (outputs, inputs), whose mean and variance are
+            measured.
+    """
+    for draw, wider in zip(cases(), (True, False, True), strict=True):
+        small, large = draw.randint(300, 400), draw.randint(500, 700)
+        outputs, inputs = (small, large) if wider else (large, small)
+        weights = read_tensor(call(answer, outputs, inputs), (outputs, inputs), "a tensor of weights")
+        variance = weights.var().item()
+        where = f"{inputs} inputs, {outputs} outputs: your weights have the variance {variance:.3g}"
+        known = {
+            f"{where}, 1 / inputs: that keeps lengths without a ReLU, which takes half of the mean square away": (
+                1 / inputs
+            ),
+            f"{where}: count the inputs of a unit, not the outputs of the layer": 2 / outputs,
+            f"{where}, which is meant as the standard deviation: take its root": 4 / inputs**2,
+            f"{where}; that is He's standard deviation": math.sqrt(2 / inputs),
+            f"{where}, Glorot's: it averages over inputs and outputs, and leaves out the ReLU": 2 / (inputs + outputs),
+            f"{where}, a third of what is needed: numbers uniform within b have the variance b^2 / 3": 2 / inputs / 3,
+        }
+        if not math.isclose(variance, 2 / inputs, rel_tol=VARIANCE_TOLERANCE):
+            for message, wrong in known.items():
+                if math.isclose(variance, wrong, rel_tol=VARIANCE_TOLERANCE):
+                    raise Rejected(message)
+            raise Rejected(f"{where}; with it a layer multiplies the mean square by {variance * inputs / 2:.3g}, not 1")
+        if abs(weights.mean().item()) > 0.05 * math.sqrt(variance):
+            raise Rejected(f"the variance is right, but the mean is {weights.mean():.2g} instead of 0")
+    return Verdict(True, "a ReLU layer keeps the mean square of its inputs, for each size tried")
+
+
+@check
+def check_lesion(answer: Callable[[nn.Module, int, torch.Tensor], torch.Tensor] | None) -> Verdict:
+    """Notebook 02, to build: a network's logits when one of its hidden layers is left out.
+
+    Args:
+        answer: of an MLP, whose hidden layers are model.layers, the number of a layer (counted from 1 at the input,
+            2 or more), and images; gives logits. The layer passes its input on. The network has to stay as it is.
+    """
+    for draw, residual in zip(cases(), (True, False, True), strict=True):
+        depth = draw.randint(4, 6)
+        net = MLP(depth, 8, in_features=12, residual=residual).eval().requires_grad_(False)
+        images, number = torch.randn(5, 1, 3, 4), draw.randint(2, depth - 1)
+        layers, before = list(net.layers), net(images)
+        expected = ours.lesion(net, number, images)
+        given = call(answer, net, number, images)
+        if layers != list(call(lambda net=net: net.layers)) or not before.equal(call(net, images)):
+            raise Rejected("the network has changed: the next lesion needs it whole, so put it back or work on a copy")
+        mistakes = {
+            f"you leave out layer {number + 1} instead of {number}: layers are counted from 1, lists from 0": (
+                ours.lesion(net, number + 1, images)
+            ),
+            "nothing is left out: those are the whole network's logits": before,
+            "the layer gives zeros; it should pass its input on": hooked(net, number, lambda x, y: 0 * y, images),
+            "you take the skip out and keep the branch": hooked(net, number, lambda x, y: y - x, images),
+            "everything from this layer on is left out": net.head(net.layers[: number - 1](images.flatten(1))),
+        }
+        compare(given, expected, "a tensor of logits", mistakes)
+    return Verdict(True, "plain or residual, the layer passes its input on, and the network is as it was")
+
+
+def hooked(net: MLP, number: int, change: Callable, images: torch.Tensor) -> torch.Tensor:
+    """A network's logits where a hidden layer's output is changed, by a function of its input and output."""
+    hook = net.layers[number - 1].register_forward_hook(lambda _, inputs, output: change(inputs[0], output))
+    try:
+        return net(images)
+    finally:
+        hook.remove()
 
 
 @check

@@ -1,4 +1,4 @@
-"""The exercises of notebook 04."""
+"""What notebook 04 has its readers build, and its exercises."""
 
 import math
 from collections.abc import Callable
@@ -6,13 +6,155 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.models.resnet import ResNet
+from labutils.notebook.exercises import ours
+from labutils.notebook.exercises.comparing import cases
 from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_tensor, shown
 from labutils.notebook.finished import check_finished
 from labutils.training.device import seeded
 
 CAUGHT_UP = 0.01  # of an accuracy read off a line
+TRAINED = 0.01  # nats above the least objective, at which a probe counts as trained
+
+
+@check
+def check_knn(answer: Callable[..., torch.Tensor] | None) -> Verdict:
+    """Notebook 04, to build: the k nearest neighbours, by one product of matrices.
+
+    Args:
+        answer: of training features (N, F), their labels (N,), other features (M, F) and k; gives the commonest class
+            among each one's nearest neighbours, (M,). Where two classes are level, either is right.
+    """
+    for draw in cases():
+        classes, size, k = draw.randint(4, 6), draw.randint(3, 5), draw.randint(4, 8)
+        labels = torch.cat([torch.arange(classes), torch.randint(classes, (80,))])
+        centres = 2 * torch.randn(classes, size) + 3  # of different lengths, which a dot product mistakes for nearness
+        train = centres[labels] + torch.randn(len(labels), size)
+        queries = centres[torch.randint(classes, (50,))] + torch.randn(50, size)
+        distances = torch.cdist(queries, train)
+        votes = F.one_hot(labels[distances.topk(k, largest=False).indices], classes).sum(dim=1)
+        clear = votes.topk(2)[0].diff().squeeze(1) < 0  # one class is ahead of all others
+        given = read_tensor(call(answer, train, labels, queries, k), (50,), "a tensor of classes")
+        if given[clear].equal(votes.argmax(dim=1)[clear].double()):
+            continue
+        mistakes = {
+            "those are places of neighbours in the training features; their labels are asked for": (
+                distances.argmin(dim=1)
+            ),
+            "those are the votes of the farthest: topk takes the largest unless it is told largest=False": (
+                voted(labels, -distances, k)
+            ),
+            "a dot product is no distance: |q - t|^2 = |q|^2 + |t|^2 - 2 q.t needs |t|^2, too": (
+                voted(labels, -queries @ train.T, k)
+            ),
+            "you compare directions (cosine); the Euclidean distance is asked for": (
+                voted(labels, -F.normalize(queries) @ F.normalize(train).T, k)
+            ),
+            f"only one neighbour votes, not k = {k}": voted(labels, distances, 1),
+        }
+        for message, wrong in mistakes.items():
+            if given[clear].equal(wrong[clear].double()):
+                raise Rejected(message)
+        wrong = (given != votes.argmax(dim=1))[clear].sum().item()
+        raise Rejected(f"k = {k}: {wrong} of {clear.sum().item()} features get another class than most neighbours have")
+    return Verdict(True, "the class of most of the k nearest, in the Euclidean sense, for each k tried")
+
+
+def voted(labels: torch.Tensor, distances: torch.Tensor, k: int) -> torch.Tensor:
+    """The commonest label among the k columns of least distance in each row."""
+    return F.one_hot(labels[distances.topk(k, largest=False).indices]).sum(dim=1).argmax(dim=1)
+
+
+class Staged(nn.Module):
+    """A network with a stem, stages and a head, which leaves it to others what is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        net = ResNet((1, 1, 1, 1), width=2, classes=5, zero_init_residual=False)
+        self.stem, self.stages, self.head = net.stem, net.stages, net.head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stages(self.stem(images)).mean(dim=(2, 3)))
+
+
+@check
+def check_freeze(answer: Callable[[nn.Module, int], nn.Module] | None) -> Verdict:
+    """Notebook 04, to build: freezing and unfreezing, with batch normalizations that keep their statistics.
+
+    Args:
+        answer: of a network with stem, stages and head, and a number of stages: 0 lets the head alone learn, n the last
+            n stages too, -1 everything. Gives the same network, ready for training.
+    """
+    for _, order in zip(cases(2), ((1, 0, -1), (3, -1, 2)), strict=True):
+        net = Staged()
+        stem, parts = net.stem, list(net.stages)
+        for stages in order:  # on the same network: what was frozen may have to learn again
+            if call(answer, net, stages) is not net:
+                raise Rejected("the network that you were given is expected back, changed in place")
+            frozen = [stem, *parts[: len(parts) - stages]] if stages >= 0 else []
+            check_frozen(net, {id(module) for part in frozen for module in part.modules()}, f"stages = {stages}")
+    return Verdict(True, "what is frozen keeps its weights and statistics, and learns again when it is asked to")
+
+
+def check_frozen(net: nn.Module, frozen: set[int], where: str) -> None:
+    """Raise Rejected unless those modules of a network that have these ids stay as they are, and all others learn."""
+    for path, module in net.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad == (id(module) in frozen):
+                change = "be frozen, and still learns" if parameter.requires_grad else "learn, and is frozen"
+                raise Rejected(f"{where}: {path}.{name} should {change}")
+    norms = {path: module for path, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    before = call(lambda: {path: norm.running_mean.clone() for path, norm in norms.items()})
+    call(net, torch.randn(4, 3, 16, 16))
+    for path, norm in norms.items():
+        changed = not call(norm.running_mean.equal, before[path])
+        if changed and id(norm) in frozen:
+            raise Rejected(
+                f"{where}: {path} is frozen, but its running mean changed in training: put frozen batch normalizations "
+                "into evaluation mode, after train()"
+            )
+        if not changed and id(norm) not in frozen:
+            raise Rejected(
+                f"{where}: {path} learns, but its running mean stayed as it was: it belongs in training mode"
+            )
+
+
+@check
+def check_probe(answer: Callable[..., nn.Linear] | None) -> Verdict:
+    """Notebook 04, to build: a linear probe.
+
+    Args:
+        answer: of features (N, F) of mean 0 and standard deviation 1, labels (N,), the number of classes and a decay;
+            gives the nn.Linear with the least mean cross-entropy plus decay / 2 times the sum of its squared weights.
+    """
+    for draw in cases():
+        size, classes, decay = draw.randint(6, 9), draw.randint(3, 5), draw.choice([0.02, 0.05])
+        features = torch.randn(200, size)
+        labels = (features @ torch.randn(size, classes) + torch.randn(200, classes)).argmax(dim=1)
+        labels[:classes] = torch.arange(classes)
+        features = ((features - features.mean(0)) / features.std(0)).requires_grad_()
+        head = call(answer, features, labels, classes, decay)
+        if not isinstance(head, nn.Linear) or (head.in_features, head.out_features) != (size, classes):
+            raise Rejected(f"a torch.nn.Linear({size}, {classes}) is expected, not {shown(head)}")
+        if features.grad is not None:
+            raise Rejected("your gradient reaches the features: a probe leaves the network alone, so detach() them")
+        best = ours.probe(features, labels, classes, decay)
+        with torch.no_grad():
+            found = read_number(call(ours.probe_objective, head, features, labels, decay))
+            least = ours.probe_objective(best, features, labels, decay).item()
+            lengths = [each.weight.square().sum().item() for each in (head, best)]
+        if found <= least + TRAINED:
+            continue
+        reached = f"{found:.3f} nats where {least:.3f} can be had"
+        if found > 0.95 * math.log(classes) and lengths[0] < lengths[1]:
+            raise Rejected(f"{reached}, and guessing has {math.log(classes):.3f}: the probe has not learnt anything")
+        if lengths[0] > 1.2 * lengths[1]:
+            raise Rejected(f"{reached}: its weights are too long. Does your loss have decay / 2 times their squares?")
+        raise Rejected(f"{reached}: take more steps or longer ones, and count the decay as decay / 2 times the squares")
+    return Verdict(True, "no layer has a lower loss by more than a hundredth of a nat, and the features are untouched")
 
 
 @check

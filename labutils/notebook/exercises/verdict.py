@@ -5,22 +5,34 @@ import itertools
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import torch
 
+from labutils.notebook.record import recorded
+from labutils.training.device import seeded
+
 LONGEST_SHOWN = 100  # characters of an answer in a verdict
+UNANSWERED = "no answer so far"
+SEED = 1_000  # of what answers draw at random; not a seed that a check draws its own numbers from
 ARRAYS = (torch.Tensor, np.ndarray, np.generic, pd.Series)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found; true when the answer is right."""
+    """What a check found; true when the answer is right.
+
+    Attributes:
+        right: whether it is.
+        message: why, or the first thing that is wrong.
+        answer: what was checked; None where there is none so far.
+    """
 
     right: bool
     message: str
+    answer: object = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return self.right
@@ -28,40 +40,72 @@ class Verdict:
     def __repr__(self) -> str:
         return f"{'✓ right' if self.right else '✗ not yet'}: {self.message}"
 
+    def or_else(self, ours: object, *, anyway: bool = False) -> object:
+        """The answer if it is right, else what stands in for it, so that a notebook runs to its end; says loudly which.
+
+        Args:
+            ours: labutils' or PyTorch's own in the form of the answer.
+            anyway: take an answer that is wrong, too, to see what it does. Where there is none, ours stands in.
+        """
+        print(self)
+        if self.right:
+            return self.answer
+        if anyway and self.answer is not None:
+            print(">>> WRONG, AND USED ANYWAY: what follows shows what your answer does. <<<")
+            return self.answer
+        name = getattr(ours, "__name__", type(ours).__name__)
+        print(f">>> NOT SOLVED YET: a ready-made {name} STANDS IN for yours, and what follows shows that one. <<<")
+        return ours
+
 
 class Rejected(Exception):
     """An answer is wrong; the message says why."""
 
 
-def check(judge: Callable[..., Verdict]) -> Callable[..., Verdict]:
-    """Make a check of a function that says why an answer is right, and raises Rejected where it is wrong."""
+class Unanswered(Rejected):
+    """There is no answer so far: the stub is as it was handed out."""
 
+
+def check(judge: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """Make a check of a function that says why an answer is right, and raises Rejected where it is wrong.
+
+    Whatever random numbers it draws, and whatever the answer does to torch's random state or to its gradient mode, both
+    are afterwards as they were before; and they do not matter to the verdict.
+    """
+
+    @recorded
     @functools.wraps(judge)
     def checked(answer: object, *arguments: object, **options: object) -> Verdict:
-        if answer is None:
-            return Verdict(False, "no answer so far")
+        if answer is None or answer is ...:
+            return Verdict(False, UNANSWERED)
         try:
-            return judge(answer, *arguments, **options)
+            with seeded(SEED, torch.device("cpu")), torch.enable_grad():
+                return replace(judge(answer, *arguments, **options), answer=answer)
+        except Unanswered:
+            return Verdict(False, UNANSWERED)
         except Rejected as reason:
-            return Verdict(False, str(reason))
+            return Verdict(False, str(reason), answer)
 
     return checked
 
 
-def call(answer: object, *arguments: object) -> object:
-    """What a student's function returns for copies of the arguments, which it may change.
+def call(answer: object, *arguments: object, **options: object) -> object:
+    """What a student's function returns for copies of the tensors among its arguments, which it may change.
 
     Raises:
-        Rejected: it is no function, or it stopped with whatever error, SystemExit among them.
+        Unanswered: it stopped with a bare NotImplementedError, as stubs do.
+        Rejected: it is no function, or it stopped with whatever other error, SystemExit among them.
     """
     if not callable(answer):
         raise Rejected(f"a function is expected, not {shown(answer)}")
     copies = [argument.clone() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
     try:
-        return answer(*copies)
+        return answer(*copies, **options)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a student's code may end in any way
+        if isinstance(error, NotImplementedError) and not error.args:
+            raise Unanswered from None
         raise Rejected(f"your function stopped with {type(error).__name__}: {shown(error, str)}") from None
 
 
