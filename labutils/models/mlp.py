@@ -61,7 +61,7 @@ class MLP(nn.Module):
             with variance v/inputs and biases 0; he is v = 2 (He et al. 2015). The head keeps PyTorch's.
         residual_scale: what a residual layer's branch is multiplied by before its input is added: a number from 0;
             depth, which is 1/sqrt(depth) (Hayou et al. 2021, "Stable ResNet"); or zero, one learned number a layer
-            that starts at 0 (SkipInit, De & Smith 2020; ReZero, Bachlechner et al. 2020).
+            that starts at 0 (SkipInit, De & Smith 2020; ReZero, Bachlechner et al. 2021).
         in_features: numbers in one image.
         classes: outputs.
 

@@ -68,7 +68,7 @@ class ShallowCNN(CNN):
     """A CNN of ten layers, wide where images are small, made to be trained within minutes.
 
     Its first filters, of 2x2 pixels, are not learned: `whiten_stem` (Training(whitening=True)) makes them. Jordan 2024,
-    "94% on CIFAR-10 in 3.29 seconds on a single GPU", after Page 2018, "How to train your ResNet"; the blocks are those
+    "94% on CIFAR-10 in 3.29 seconds on a single GPU", after Page 2019, "How to train your ResNet 8: Bag of tricks"; the blocks are those
     of its variant for 96 %, but for the first, which has no third convolution, and ghost batch normalization.
 
     Args:
@@ -139,7 +139,7 @@ def whiten_stem(model: ResNet | ShallowCNN, images: torch.Tensor) -> None:
 
     Each direction is scaled to answer with variance 1, so that the first maps are uncorrelated, and comes twice, with
     either sign, because a ReLU lets only one of them pass (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single
-    GPU", after Page 2018). Filters beyond twice the number of directions stay as they are.
+    GPU", after Page 2019). Filters beyond twice the number of directions stay as they are.
 
     Args:
         model: changed in place.

@@ -50,7 +50,7 @@ class Training(Recipe):
         weight_decay: from 0. Added to the gradient by adam and sgd, decoupled from it by adamw and muon.
         scheduler: None keeps the learning rate; cosine lowers it towards 0 epoch by epoch; plateau halves it
             whenever the validation loss has not improved for more than 2 epochs; onecycle raises and lowers it
-            step by step (Smith & Topin 2018), along a cosine; triangular does so along straight lines.
+            step by step (Smith & Topin 2019), along a cosine; triangular does so along straight lines.
         patience: stop after so many epochs without a better validation accuracy; None never stops early.
         label_smoothing: share of each label spread over all classes, from 0 to below 1.
         augment: None, basic (random crops from a margin of 4 pixels, and flips), mild (a margin of 2), slight (mild,

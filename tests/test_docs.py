@@ -1,0 +1,101 @@
+"""What the pages in docs/ must be: links that resolve, anchors that are unique, references that can be looked up."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+REFERENCES = (ROOT / "docs" / "references.md").read_text(encoding="utf-8")
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+ANCHOR = re.compile(r'<a id="([^"]*)"></a>')
+ADDRESS = re.compile(r"https?://[^\s)>\]]+")
+# What has neither an arXiv number nor a DOI has its publisher's or author's page.
+LASTING = re.compile(
+    r"https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\d{4,}/\S+|www\.jstor\.org/stable/\d+|jmlr\.org/papers/\S+"
+    r"|proceedings\.mlr\.press/\S+|www\.cs\.toronto\.edu/~kriz/\S+|kellerjordan\.github\.io/\S+|myrtle\.ai/learn/\S+)"
+)
+ENTRY = re.compile(r'- <a id="(?P<anchor>\w+)"></a>(?P<authors>[^(]+) \((?P<year>\d{4})\)\. \[(?P<title>.+)\]\(')
+TERM = re.compile(
+    r'<a id="(?P<anchor>[\w-]+)"></a>\*\*(?P<term>[^*]+)\*\* \(\[(?P<number>\d\d)\]\((?P<notebook>\S+)\)\)\. '
+)
+ENTRIES = [line for line in REFERENCES.splitlines() if line.startswith("- ")]
+TERMS = [line for line in GLOSSARY.splitlines() if line.startswith("<a ")]
+
+
+def text_of(path):
+    if path.suffix != ".ipynb":
+        return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def anchors_of(text):
+    """Where a link into a page can lead: anchors, and headings as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return [*ANCHOR.findall(text), *slugs]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=lambda path: path.name)
+def test_links_to_other_files_resolve(path):
+    text = re.sub(r"`[^`]*`", "", re.sub(r"```.*?```", "", text_of(path), flags=re.DOTALL))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:", "attachment:")):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (path.parent / name).resolve() if name else path
+        assert linked.exists(), target
+        if anchor and linked.suffix in (".md", ".ipynb"):
+            assert anchor in anchors_of(text_of(linked)), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_anchors_are_unique(path):
+    anchors = anchors_of(text_of(path))
+    assert sorted(set(anchors)) == sorted(anchors)
+
+
+def test_each_reference_can_be_looked_up():
+    assert len(ENTRIES) > 40
+    for line in ENTRIES:
+        (address,) = ADDRESS.findall(line)
+        assert LASTING.fullmatch(address), line
+    addresses = [address for line in ENTRIES for address in ADDRESS.findall(line)]
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_each_reference_is_named_by_author_and_year():
+    found = [ENTRY.match(line) for line in ENTRIES]
+    assert all(found), [line for line, match in zip(ENTRIES, found, strict=True) if not match]
+    for match in found:
+        plain = match["authors"].translate(str.maketrans("üá", "ua")).lower()
+        first = plain.split(", ")[0].split()[-1]
+        assert match["anchor"].startswith(first + match["year"])
+    assert [match["anchor"] for match in found] == sorted(match["anchor"] for match in found)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_paper_that_a_notebook_cites_is_among_the_references(path):
+    (cited,) = re.findall(r"^## References\n(.*)", text_of(path), re.MULTILINE | re.DOTALL)
+    papers = [line for line in cited.splitlines() if line.startswith("- ")]
+    assert papers
+    known = [(match["authors"].split(",")[0].split()[-1], match["title"][:13]) for match in map(ENTRY.match, ENTRIES)]
+    for line in papers:
+        assert any(author in line and title.lower() in line.lower() for author, title in known), line
+
+
+def test_each_term_is_explained_in_one_or_two_sentences():
+    found = [TERM.match(line) for line in TERMS]
+    assert len(found) > 40
+    assert all(found), [line for line, match in zip(TERMS, found, strict=True) if not match]
+    names = [match["term"].casefold() for match in found]
+    assert names == sorted(names)
+    for match, line in zip(found, TERMS, strict=True):
+        assert Path(match["notebook"]).name.startswith(match["number"])
+        explanation = re.sub(r"\]\([^)]*\)", "", line[match.end() :]).replace(" et al. ", " et al ")
+        assert explanation.endswith((".", ".)"))
+        assert 1 <= len(re.findall(r"[.!?](?= [A-Z*]|$)", explanation)) <= 2, line
