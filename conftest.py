@@ -12,13 +12,15 @@ import pytest
 os.environ |= {
     "LABUTILS_PROFILE": "smoke",
     "LABUTILS_RUNS": tempfile.mkdtemp(prefix="labutils-runs-"),
+    "LABUTILS_ANSWERS": tempfile.mkdtemp(prefix="labutils-answers-"),
     "TQDM_DISABLE": "1",
     # Nothing listens there: a test that needs the network fails at once instead of finding it by chance.
     "HTTP_PROXY": "http://127.0.0.1:9",
     "HTTPS_PROXY": "http://127.0.0.1:9",
     "NO_PROXY": "localhost,127.0.0.1",
 }
-atexit.register(shutil.rmtree, os.environ["LABUTILS_RUNS"], ignore_errors=True)
+for name in ("LABUTILS_RUNS", "LABUTILS_ANSWERS"):
+    atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
 for name in ("LABUTILS_DATA", "LABUTILS_MIRROR", "WANDB_MODE", "WANDB_API_KEY"):
     os.environ.pop(name, None)
 
@@ -28,7 +30,7 @@ KERNEL_POLL_S = 1.0
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fail a cell that is to be compared with its stored output and has none; nbval would pass it."""
     if type(item).__name__ == "IPyNbCell" and item.options["check"] and not item.cell.outputs:
-        pytest.fail("NBVAL_CHECK_OUTPUT without a stored output: execute the notebook and save it", pytrace=False)
+        pytest.fail("nbval-check-output without a stored output: execute the notebook and save it", pytrace=False)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

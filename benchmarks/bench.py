@@ -256,10 +256,9 @@ def moving() -> Callable[[], float]:
     """A move of the gradient explorer, in milliseconds."""
     data = lab.load_data("mnist", validation=0, limit=1_000, device="cpu")
     explorer = lab.explorers.GradientExplorer(data, {"depth": [20, 40], "residual": [False, True]})
-    depth = explorer.controls["depth"]
 
     def move() -> float:
-        depth.value = 40 if depth.value == 20 else 20
+        explorer.choose(depth=40 if explorer.choice()["depth"] == 20 else 20)
         return explorer.milliseconds
 
     return move
@@ -272,11 +271,11 @@ def stopping(name: str, **settings: object) -> Callable[[], float]:
 
     def stop() -> float:
         with tempfile.TemporaryDirectory() as store, in_store(Path(store)):
-            explorer.train()
+            job = explorer.train()
             time.sleep(0.5)
             start = time.perf_counter()
             explorer.stop()
-            explorer.worker.join()
+            job.thread.join()
             return 1_000 * (time.perf_counter() - start)
 
     return stop

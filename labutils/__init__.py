@@ -8,7 +8,7 @@
     lab.evaluate(model, "test", data)
 
 What is needed daily is here. The rest is in the package's modules: lab.probes (gradients, theory, lesions, loss
-surfaces), lab.plots, lab.explorers, lab.exercises, each loaded when it is first used.
+surfaces), lab.plots, lab.diagrams, lab.explorers, lab.exercises, lab.predictions, each loaded when it is first used.
 """
 
 import importlib
@@ -34,8 +34,10 @@ from labutils.training import CheckpointError, Diverged, History, Interrupted, T
 
 LOADED_WHEN_USED = {
     "plots": "labutils.notebook.plots",
+    "diagrams": "labutils.notebook.diagrams",
     "explorers": "labutils.notebook.explorers",
     "exercises": "labutils.notebook.exercises",
+    "predictions": "labutils.notebook.predictions",
     "Claims": "labutils.notebook.claims",
     "percent": "labutils.notebook.claims",
     "show_source": "labutils.notebook.source",
@@ -64,6 +66,7 @@ __all__ = [
     "Training",
     "batches",
     "describe",
+    "diagrams",
     "distillation_loss",
     "evaluate",
     "exercises",
@@ -82,6 +85,7 @@ __all__ = [
     "percent",
     "plots",
     "predict",
+    "predictions",
     "probes",
     "run",
     "show_source",

@@ -39,7 +39,7 @@ CHANGE = """
 WAIT = (
     CHANGE
     + """
-    const picture = explorer.querySelector('img.widget-image'), start = performance.now();
+    const picture = explorer.querySelector('.picture img'), start = performance.now();
     const changed = change(picture, 'src', () => true);
     act();
     await changed;
@@ -48,14 +48,14 @@ WAIT = (
 }"""
 )
 MOVE = (
-    """async (explorer, key) => {
-    const handle = explorer.querySelector('.noUi-handle');
-    const act = () => handle.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));"""
+    """async (explorer, steps) => {
+    const slider = explorer.querySelector('input[type=range]:enabled');
+    const act = () => { slider.stepUp(steps); slider.dispatchEvent(new Event('input')); };"""
     + WAIT
 )
 PRESS = (
     """async (button) => {
-    const explorer = button.closest('.widget-vbox'), act = () => button.click();"""
+    const explorer = button.closest('.labutils-explorer'), act = () => button.click();"""
     + WAIT
 )
 # From the click until another training could begin.
@@ -69,6 +69,15 @@ STOP = (
     await enabled;
     return performance.now() - start;
 }"""
+)
+# What a notebook with nothing but explorers and a figure holds.
+EXPLORERS = (
+    "import labutils as lab\nexperiment = lab.Experiment.load('mlp_mnist').override(epochs=5000)",
+    "lab.explorers.TrainingExplorer(experiment, {'depth': [1, 2, 5], 'normalization': [None, 'batch']})",
+    "data = lab.load_data('mnist', source='builtin')\n"
+    "lab.explorers.GradientExplorer(data, {'depth': [1, 5, 20], 'width': [16, 64], 'residual': [False, True]})",
+    "run = lab.run(experiment.override(epochs=2), progress=False)\n"
+    "lab.plots.history(run.history.frame, caption=run.caption)",
 )
 # So many epochs that there is something left to stop.
 LONG = (r"(Explorer\(\s+experiment(\.override\(.*?\))?),", r"\1.override(epochs=5000),")
@@ -89,9 +98,14 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def jupyter(tmp_path_factory):
-    """A JupyterLab of its own with copies of the notebooks; its address."""
-    folder = tmp_path_factory.mktemp("jupyter")
+def folder(tmp_path_factory):
+    """Where JupyterLab has what it needs."""
+    return tmp_path_factory.mktemp("jupyter")
+
+
+@pytest.fixture(scope="module")
+def jupyter(folder):
+    """A JupyterLab of its own with copies of the notebooks, and one with nothing but explorers; its address."""
     copies, settings = folder / "notebooks", folder / "settings" / "@jupyterlab"
     copies.mkdir()
     for path in NOTEBOOKS:
@@ -99,6 +113,8 @@ def jupyter(tmp_path_factory):
         for cell in notebook.cells:
             cell.source = re.sub(*LONG, cell.source)
         nbformat.write(notebook, copies / path.name)
+    cells = [nbformat.v4.new_code_cell(source) for source in EXPLORERS]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata), copies / "explorers.ipynb")
     for name, values in SETTINGS.items():
         path = settings / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,14 +161,25 @@ def page(browser, request):
     page.close()
 
 
-def run_all(page, address, name):
-    """Open a notebook, and run all its cells."""
+def open_notebook(page, address, name, *, kernel=True):
+    """Open a notebook, and wait for its kernel if it is to have one."""
     page.goto(f"{address}/lab/tree/{name}?reset", wait_until="domcontentloaded")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    if kernel:
+        expect(page.get_by_text("Deep-learning labs | Idle")).to_be_visible(timeout=60_000)
+
+
+def pick(page, menu, item):
+    """Choose from JupyterLab's menu."""
+    page.click(f".lm-MenuBar-item:has-text('{menu}')")
+    page.click(f".lm-Menu-itemLabel:text-is('{item}')")
+
+
+def run_all(page, address, name):
+    """Open a notebook, and run all its cells."""
+    open_notebook(page, address, name)
     indicator = page.locator(".jp-Notebook-ExecutionIndicator")
-    expect(page.get_by_text("Deep-learning labs | Idle")).to_be_visible(timeout=60_000)
-    page.click(".lm-MenuBar-item:has-text('Run')")
-    page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+    pick(page, "Run", "Run All Cells")
     prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
     expect(prompts.last).to_have_text(re.compile(r"\[\d+\]"), timeout=90_000)
     expect(indicator).to_have_attribute("data-status", "idle", timeout=60_000)
@@ -170,7 +197,7 @@ def check_undisturbed(page):
 def test_a_learner_runs_the_notebook_and_plays_with_its_explorers(notebook, jupyter, page):
     run_all(page, jupyter, notebook.name)
     check_undisturbed(page)
-    explorers = page.locator(".widget-vbox:has(> img.widget-image)").all()
+    explorers = page.locator(".labutils-explorer").all()
     assert explorers
     for number, explorer in enumerate(explorers):
         play(explorer, f"{notebook.stem}_{number}")
@@ -183,30 +210,31 @@ def play(explorer, name):
     explorer.screenshot(path=SCREENSHOTS / f"{name}.png")
     move_everything(explorer)
     explorer.screenshot(path=SCREENSHOTS / f"{name}_moved.png")
-    if explorer.locator("button:has-text('Train this now')").count():
+    if explorer.get_by_role("button", name="Train this now").count():
         train_and_stop(explorer)
         explorer.screenshot(path=SCREENSHOTS / f"{name}_stopped.png")
     else:
-        assert min(explorer.evaluate(MOVE, key) for key in ("ArrowLeft", "ArrowRight") * 3) < 150
+        assert min(explorer.evaluate(MOVE, steps) for steps in (-1, 1) * 3) < 150
     copy_the_code(explorer)
     reset(explorer)
 
 
 def move_everything(explorer):
     """Move each slider and press each button of a setting: the code and what is said of the choice follow."""
-    code, status = explorer.locator("pre"), explorer.locator("> .widget-html").first
-    for handle in explorer.locator(".widget-slider .noUi-target:not([disabled]) .noUi-handle").all():
+    code, status = explorer.locator("pre"), explorer.get_by_role("status")
+    for slider in explorer.get_by_role("slider", disabled=False).all():
         before = code.text_content(), status.inner_text()
-        handle.focus()
-        at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
-        handle.press("ArrowLeft" if at_the_end else "ArrowRight")
+        slider.press("ArrowLeft" if slider.input_value() == slider.get_attribute("max") else "ArrowRight")
         expect(code).not_to_have_text(before[0])
         expect(status).not_to_have_text(before[1])
-    for button in explorer.locator(".widget-toggle-buttons button:not(.mod-active)").all():
-        if button.is_disabled():  # it belongs to another method than is chosen
+    for button in explorer.locator("button[aria-pressed]").all():
+        if (
+            button.get_attribute("aria-pressed") == "true" or button.is_disabled()
+        ):  # or of another method than is chosen
             continue
         before = code.text_content()
         button.click()
+        expect(button).to_have_attribute("aria-pressed", "true")
         expect(code).not_to_have_text(before)
 
 
@@ -221,26 +249,159 @@ def copy_the_code(explorer):
 
 def reset(explorer):
     """Reset draws anew, by the keyboard, too."""
-    before = explorer.locator("> img.widget-image").get_attribute("src")
-    explorer.locator("button:has-text('Reset')").press("Enter")
-    expect(explorer.locator("> img.widget-image")).not_to_have_attribute("src", before)
+    before = explorer.get_by_role("img").get_attribute("src")
+    explorer.get_by_role("button", name="Reset").press("Enter")
+    expect(explorer.get_by_role("img")).not_to_have_attribute("src", before)
 
 
 def train_and_stop(explorer):
     """The first point of the curve is there within a second, a move changes nothing, and Stop takes another second."""
-    fine_tuning = explorer.locator("button:has-text('fine tuning')")
+    fine_tuning = explorer.get_by_role("button", name="fine tuning")
     if fine_tuning.count():
         fine_tuning.click()
-    train, stop, reset = (explorer.locator(f"button:has-text('{name}')") for name in ("Train", "Stop", "Reset"))
+    train, stop, reset = (explorer.get_by_role("button", name=name) for name in ("Train", "Stop", "Reset"))
     to_first_point, to_stop = [], []
     for key in ("ArrowRight", "ArrowLeft"):
         to_first_point.append(train.evaluate(PRESS))
         expect(train).to_be_disabled()
         expect(reset).to_be_disabled()
         expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible(timeout=20_000)
-        explorer.locator(".widget-slider .noUi-target:not([disabled]) .noUi-handle").first.press(key)
+        explorer.get_by_role("slider", disabled=False).first.press(key)
+        expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible()
         to_stop.append(stop.evaluate(STOP))
         expect(train).to_be_enabled()
         expect(explorer.get_by_text("stopped early by you")).to_be_visible()
     assert min(to_first_point) < 1_000, to_first_point
     assert min(to_stop) < 1_000, to_stop
+
+
+def train_for_a_while(page):
+    """Let the first explorer train until the first piece of its curve is there."""
+    explorer = page.locator(".labutils-explorer").first
+    explorer.get_by_role("button", name="Train").click()
+    expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible(timeout=20_000)
+    return explorer
+
+
+def check_left_behind(page, count):
+    """Each explorer's picture is there, and JupyterLab's words for a widget that is missing are not."""
+    pictures = page.locator(".labutils-stand-in img")
+    expect(pictures).to_have_count(count)
+    for picture in pictures.all():
+        expect(picture).to_be_visible()
+        assert "Lines of" in picture.get_attribute("alt")
+    expect(page.locator(".labutils-stand-in").get_by_text("Not connected: run this cell").first).to_be_visible()
+    missing = page.locator(".jp-OutputArea-output").get_by_text(re.compile("^(Error displaying widget|Loading widget)"))
+    expect(missing).to_have_count(count)
+    for number in range(count):
+        expect(missing.nth(number)).to_be_hidden()
+
+
+def test_a_saved_notebook_shows_its_pictures_when_its_kernel_has_gone(jupyter, page):
+    run_all(page, jupyter, "explorers.ipynb")
+    explorer = train_for_a_while(page)
+    explorer.get_by_role("button", name="Stop").click()
+    expect(explorer.get_by_text("stopped early by you")).to_be_visible()
+    expect(page.locator(".labutils-stand-in img").first).to_be_hidden()
+    for item in ("Restart Kernel…", "Shut Down Kernel"):
+        pick(page, "File", "Save Notebook")
+        expect(page.locator(".lm-mod-current.jp-mod-dirty")).to_have_count(0)
+        pick(page, "Kernel", item)
+        if "Restart" in item:
+            page.click(".jp-Dialog .jp-mod-accept")
+        time.sleep(1)
+        open_notebook(page, jupyter, "explorers.ipynb", kernel="Restart" in item)
+        check_left_behind(page, 2)
+    stored = page.locator(".labutils-stand-in img").first.get_attribute("alt")
+    assert re.search(r"Lines: Loss, depth \d, normalization none from", stored)  # as it was at the end, not at first
+
+
+@pytest.mark.parametrize("item", ["Restart Kernel…", "Shut Down Kernel"])
+def test_an_explorer_whose_kernel_has_gone_says_so(item, jupyter, page):
+    run_all(page, jupyter, "explorers.ipynb")
+    explorer = train_for_a_while(page)
+    pick(page, "Kernel", item)
+    if "Restart" in item:
+        page.click(".jp-Dialog .jp-mod-accept")
+    expect(explorer.get_by_role("status")).to_have_text("Not connected: run this cell.")
+    expect(explorer.get_by_role("progressbar")).to_be_hidden()
+    for control in (*explorer.get_by_role("slider").all(), explorer.get_by_role("button", name="Stop")):
+        expect(control).to_be_disabled()
+    expect(explorer.get_by_role("img")).to_be_visible()
+
+
+def test_running_a_cell_again_takes_over_what_it_has_in_training(jupyter, page):
+    run_all(page, jupyter, "explorers.ipynb")
+    explorer = train_for_a_while(page)
+    page.locator(".jp-CodeCell").nth(1).locator(".jp-InputPrompt").click()
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".labutils-explorer")).to_have_count(2)
+    expect(explorer.get_by_role("button", name="Stop")).to_be_enabled()
+    expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible()
+    explorer.get_by_role("button", name="Stop").click()
+    expect(explorer.get_by_text("stopped early by you")).to_be_visible()
+    expect(explorer.get_by_role("button", name="Train")).to_be_enabled()
+
+
+@pytest.fixture(scope="module")
+def axe():
+    """axe-core, which finds what people with a screen reader, a keyboard or weak eyes can't use."""
+    path = os.environ.get("AXE") or ROOT / "build" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
+    if not Path(path).is_file():
+        command = [
+            "npm",
+            "install",
+            "--prefix",
+            str(ROOT / "build" / "npm"),
+            "--no-audit",
+            "--no-fund",
+            "axe-core@4.12",
+        ]
+        online = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        try:
+            subprocess.run(command, env=online, check=True, timeout=120, capture_output=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            pytest.skip(f"no axe-core: npm can't install it ({error}); or give its axe.min.js as $AXE")
+    return Path(path).read_text()
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_everyone_can_use_explorers_and_see_figures_in_each_theme(theme, jupyter, folder, page, axe):
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+    settings.write_text(json.dumps({"theme": f"JupyterLab {theme}"}))
+    run_all(page, jupyter, "explorers.ipynb")
+    explorer = train_for_a_while(page)
+    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", str(theme == "Light").lower())
+    page.evaluate(axe)
+    found = page.evaluate("axe.run({include: ['.jp-OutputArea-output']})")
+    assert len(found["passes"]) > 10
+    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found["violations"]] == []
+    check_spoken(explorer)
+    explorer.get_by_role("button", name="Stop").click()
+
+
+def check_spoken(explorer):
+    """Each control has a name and says its value in words."""
+    slider = explorer.get_by_role("slider", name="depth")
+    assert slider.get_attribute("aria-valuetext") == "5"
+    slider.press("ArrowLeft")
+    expect(slider).to_have_attribute("aria-valuetext", "2")
+    group = explorer.get_by_role("group", name="normalization")
+    assert [button.inner_text() for button in group.get_by_role("button", pressed=True).all()] == ["none"]
+    assert "In training: depth 5" in explorer.get_by_role("progressbar").get_attribute("aria-valuetext")
+    expect(explorer.get_by_role("status")).to_contain_text("depth 2, normalization none has not been trained")
+    assert "Lines of loss and accuracy" in explorer.get_by_role("img").get_attribute("alt")
+
+
+@pytest.mark.parametrize("width", [700, 390])  # of a window of 1400 pixels at 200 % zoom, and of a phone
+def test_a_narrow_explorer_wraps_and_its_figure_keeps_its_size(width, jupyter, page):
+    run_all(page, jupyter, "explorers.ipynb")
+    explorer = page.locator(".labutils-explorer").first
+    page.keyboard.press("Control+b")  # the files' list takes the room
+    page.set_viewport_size({"width": width, "height": 900})
+    right = explorer.evaluate("node => node.getBoundingClientRect().right")
+    for control in (*explorer.get_by_role("button").all(), *explorer.get_by_role("slider").all()):
+        assert control.evaluate("node => node.scrollWidth <= node.clientWidth + 2")  # no word is cut
+        assert control.bounding_box()["x"] + control.bounding_box()["width"] <= right
+    assert explorer.get_by_role("img").bounding_box()["width"] >= 680  # so small that its words can still be read
+    assert explorer.locator(".picture").evaluate("node => node.scrollWidth > node.clientWidth")

@@ -88,6 +88,14 @@ def make_parser() -> Parser:
     student.add_argument(
         "--to", type=Path, default=Path("build/student"), help="the folder of the copies (default: build/student)"
     )
+    grade = commands.add_parser("grade", help="run the checks of handed-in notebooks anew, and write a table")
+    grade.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="a file, or a folder of such")
+    to_help = "a .csv file, or Gradescope's results.json (default: grades.csv)"
+    grade.add_argument("--to", type=Path, default=Path("grades.csv"), help=to_help)
+    grade.add_argument("--timeout", type=float, default=600, help="seconds a notebook may take (default: 600)")
+    grade.add_argument("--memory", type=float, default=4, help="GiB that each process may have (default: 4)")
+    grade.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: 1)")
+    grade.add_argument("--profile", choices=PROFILES, default="smoke", help="(default: smoke)")
     return parser
 
 

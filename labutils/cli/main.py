@@ -1,5 +1,5 @@
 """The command line: labutils doctor | data | run | sweep | report | export | ship | verify |
-convert | course | student."""
+convert | course | student | grade."""
 
 import argparse
 import itertools
@@ -235,6 +235,16 @@ def student(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def grade(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from labutils.cli.grade import grade
+
+    given = {"seconds": options.timeout, "memory": options.memory, "jobs": options.jobs, "profile": options.profile}
+    for graded in grade(options.notebooks, options.to, **given):
+        print(graded, flush=True)
+    print(f"written to {options.to}")
+    return 0
+
+
 COMMANDS = {
     "doctor": doctor,
     "data": data,
@@ -247,4 +257,5 @@ COMMANDS = {
     "convert": convert,
     "course": course,
     "student": student,
+    "grade": grade,
 }

@@ -68,8 +68,9 @@ class ShallowCNN(CNN):
     """A CNN of ten layers, wide where images are small, made to be trained within minutes.
 
     Its first filters, of 2x2 pixels, are not learned: `whiten_stem` (Training(whitening=True)) makes them. Jordan 2024,
-    "94% on CIFAR-10 in 3.29 seconds on a single GPU", after Page 2019, "How to train your ResNet 8: Bag of tricks"; the blocks are those
-    of its variant for 96 %, but for the first, which has no third convolution, and ghost batch normalization.
+    "94% on CIFAR-10 in 3.29 seconds on a single GPU", after Page 2019, "How to train your ResNet 8: Bag of tricks". The
+    blocks are those of its variant for 96 %, but for the first, which has no third convolution, and ghost batch
+    normalization.
 
     Args:
         widths: channels of each block, each from 1; every block halves height and width.

@@ -6,9 +6,13 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 import torch
 from matplotlib import pyplot
-from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.colors import LogNorm, to_hex, to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.spines import Spine
+from matplotlib.text import Text
 from PIL import Image
 
 from labutils.errors import SettingError, UnknownSetting
@@ -62,9 +66,8 @@ def text_of(figure):
 
 
 def lines_of(axis):
-    """The lines of an axes that are in its legend, by their labels there."""
-    shown = [line for line in axis.lines if len(line.get_xdata()) > 1]
-    return dict(zip((text.get_text() for text in axis.get_legend().get_texts()), shown, strict=False))
+    """The lines of an axes that have their names at their ends, by those."""
+    return next(lines for axes, lines, _ in axis.figure.named if axes is axis)
 
 
 def check_drawn(figure):
@@ -122,15 +125,19 @@ def test_origin_says_what_results_rest_on(results):
 
 
 def test_a_chart_shows_itself_at_its_logical_width_and_in_words():
-    bundle, metadata = plots.history(FRAME, caption="some digits")._repr_mimebundle_()
-    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
-    assert metadata["image/png"]["width"] == 850
-    alt = metadata["image/png"]["alt"]
-    assert bundle["text/plain"] == alt
-    assert alt == (
-        "Lines of loss and accuracy over the epochs. Panels: Loss; Accuracy. Legend: validation; training. "
-        "Axes: epoch; cross-entropy (nats); accuracy (%). some digits."
+    figure = plots.history(FRAME, caption='some "digits"')
+    bundle = figure._repr_mimebundle_()
+    assert figure.alt == (
+        "Lines of loss and accuracy over the epochs. Panels: Loss; Accuracy. "
+        "Lines: Accuracy, validation from 35.0% to 80.0%; Accuracy, training from 30.0% to 90.0%. "
+        'Axes: epoch; cross-entropy (nats); accuracy (%). some "digits".'
     )
+    png = base64.b64encode(figure.png()).decode()
+    alt = figure.alt.replace('"', "&quot;")
+    assert bundle == {
+        "text/html": f'<img src="data:image/png;base64,{png}" alt="{alt}" width="850">',
+        "text/plain": figure.alt,
+    }
 
 
 def test_charts_are_drawn_in_threads_without_pyplot(results):
@@ -159,8 +166,7 @@ def test_the_palette_is_told_apart_without_colour():
 def test_plain_and_residual_keep_their_colours_in_every_figure():
     labels = ["residual", "plain, batch norm", "residual, scaled", "plain"]
     looks = style.line_looks(labels)
-    assert looks["palette"]["residual"] == pytest.approx(to_rgb(plots.RESIDUAL), abs=0.01)
-    assert looks["palette"]["plain, batch norm"] == pytest.approx(to_rgb(plots.PLAIN), abs=0.01)
+    assert list(looks["palette"].values()) == [plots.RESIDUAL, plots.PLAIN, plots.RESIDUAL, plots.PLAIN]
     assert len({tuple(str(looks[part][label]) for part in looks) for label in labels}) == 4
     for family in (labels[::2], labels[1::2]):
         for part in ("dashes", "markers"):
@@ -173,6 +179,62 @@ def test_accuracy_labels_name_split_and_metric():
     assert style.accuracy_label("test_top1") == "test accuracy (%)"
     assert style.accuracy_label("validation_top5") == "validation top-5 accuracy (%)"
     assert style.accuracy_label("validation_accuracy") == "validation accuracy (%)"
+
+
+THEMES = ("#ffffff", "#111111", "#212121")  # what is behind a figure in JupyterLab's light and dark themes
+
+
+def contrast(one, other):
+    """The contrast of two colours, from 1 to 21 (WCAG 2)."""
+    low, high = sorted((sns.utils.relative_luminance(one), sns.utils.relative_luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_all_that_is_drawn_stands_out_from_light_and_dark(results):
+    palette = {plots.PLAIN, plots.RESIDUAL, *style.OTHERS, *style.FAMILIES.values(), style.FAINT, style.INK}
+    lines = {
+        f"width {width}, {norm}": {"width": width, "normalization": norm}
+        for width in (8, 16)
+        for norm in ("none", "batch")
+    }
+    profile = pd.DataFrame({"layer": [1, 2, 3], "norm": [1e-3, 1e-2, 1e-1]})
+    figures = [
+        plots.history({f"choice {number}": FRAME for number in range(8)}),
+        plots.accuracy_by_depth(results, lines, metric="test_top1"),
+        plots.gradient_profiles({"plain": profile, "residual": 2 * profile}, rates={"plain": 0.5}),
+        plots.scores({"k 1": 0.25, "k 5": 0.5}),
+        plots.accuracies(results, {"plain": {}}, metric="test_top1", lines={"teacher": 0.97}),
+    ]
+    grid = to_hex(pyplot.rcParams["grid.color"])
+    for figure in figures:
+        figure.png()
+        lines = [line for line in figure.findobj(Line2D) if to_hex(line.get_color()) != grid]
+        bars = [bar for axes in figure.axes for bar in axes.patches]
+        assert {artist.get_alpha() for artist in (*lines, *bars)} == {None}
+        palette |= {to_hex(artist.get_color()) for artist in (*lines, *figure.findobj(Text))}
+        palette |= {to_hex(artist.get_facecolor()) for artist in bars}
+        palette |= {to_hex(spine.get_edgecolor()) for spine in figure.findobj(Spine)}
+    worst = {colour: min(contrast(colour, behind) for behind in THEMES) for colour in palette}
+    assert {colour: value for colour, value in worst.items() if value < 3} == {}
+
+
+def test_a_figure_is_transparent(results):
+    picture = np.asarray(Image.open(io.BytesIO(plots.history(FRAME).png())))
+    assert (picture[..., 3] == 0).mean() > 0.7
+
+
+def test_names_at_the_ends_of_lines_do_not_lie_over_one_another():
+    frames = {
+        f"plain, {number}": pd.DataFrame({"layer": [1, 2], "norm": [1.0, 2.0 + number / 1e3]}) for number in range(6)
+    }
+    figure = plots.gradient_profiles(frames)
+    renderer = figure.drawn().get_renderer()
+    names = figure.axes[0].texts
+    assert [text.get_text() for text in names] == list(frames)
+    boxes = [text.get_window_extent(renderer) for text in names]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    assert all(figure.bbox.contains(box.x0, box.y0) and figure.bbox.contains(box.x1, box.y1) for box in boxes)
 
 
 # Figures that are redrawn
@@ -197,10 +259,11 @@ def test_a_history_of_one_epoch_is_seen():
 
 def test_the_newest_of_many_histories_stands_out():
     figure = plots.history({f"choice {number}": FRAME for number in range(8)})
-    colours = {line.get_label(): line.get_color() for line in figure.axes[1].lines[::2]}
-    assert colours["choice 7"] == plots.PLAIN
-    assert colours["choice 0"] == style.FAINT
-    assert figure.legends[0].get_texts()[0].get_text() == "choice 7"
+    lines = lines_of(figure.axes[1])
+    assert (lines["choice 7"].get_color(), lines["choice 0"].get_color()) == (plots.PLAIN, style.FAINT)
+    assert lines["choice 7"].get_linewidth() > lines["choice 0"].get_linewidth()
+    assert len({line.get_marker() for line in lines.values()}) == len(style.MARKERS)
+    assert figure.legends[0].get_texts()[0].get_text() == "8   choice 7"
     assert text_of(plots.history({})).count("nothing trained so far") == 2
 
 
@@ -516,10 +579,10 @@ def test_a_ladder_numbers_its_rungs(results):
     check_drawn(figure)
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["plain recipe  1", "better  2"]
-    filled = [line for line in left.lines if line.get_marker() == "o" and line.get_markerfacecolor() != "white"]
+    filled = [line for line in left.lines if line.get_marker() == "o" and line.get_markerfacecolor() != "none"]
     assert [line.get_xdata()[0] for line in filled] == pytest.approx([0.89, 0.83])
     assert [line.get_color() for line in filled] == [plots.PLAIN, plots.RESIDUAL]
-    hollow = [line for line in left.lines if line.get_markerfacecolor() == "white"]
+    hollow = [line for line in left.lines if line.get_markerfacecolor() == "none"]
     assert [line.get_xdata()[0] for line in hollow] == pytest.approx([0.84])
     assert right.get_xlabel() == "training (seconds)"
     assert {text.get_text() for text in right.texts} == {"1", "2"}

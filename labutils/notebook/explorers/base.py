@@ -1,83 +1,144 @@
 """What all explorers have in common."""
 
-import base64
 import html
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
-import ipywidgets
+import anywidget
+import traitlets
+from IPython.display import DisplayHandle, display
 
-from labutils.errors import SettingError
-from labutils.notebook.explorers.controls import code_link, control, describe, labelled
+from labutils.errors import SettingError, UnknownSetting
+from labutils.notebook.explorers.words import describe, in_words, ordered
+from labutils.notebook.plots.style import as_html
 
+FOLDER = Path(__file__).parent
 REMEMBERED = 5  # earlier choices that stay in the figure
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# Where a widget's kernel has gone, JupyterLab has nothing but an error's words. They are hidden: these say more.
+STAND_IN = """\
+<div id="{name}" class="labutils-stand-in">
+<style>
+.jp-OutputArea-child:has(.labutils-stand-in) + .jp-OutputArea-child .jp-OutputArea-output:not(:has(*)) {{ display: none }}
+</style>
+{picture}
+<p>Not connected: run this cell to explore.</p>
+</div>"""
 
 
-class Explorer(ipywidgets.VBox):
+def synced(trait: traitlets.TraitType) -> traitlets.TraitType:
+    """A trait that the browser has as well."""
+    return trait.tag(sync=True)
+
+
+class Explorer(anywidget.AnyWidget):
     """Settings to choose, buttons, a status line, a figure, and the code that does the same.
 
     Each move is answered at once. An error shows in the status line, and the figure stays as it was. Of several moves
-    in a row, JupyterLab holds back all but the newest until the first has been answered.
+    in a row, JupyterLab holds back all but the newest until the first has been answered. What it all looks like is in
+    explorer.js and explorer.css.
 
     Args:
         choices: the values each setting offers, by its name, such as {"depth": [1, 2, 5]}. Ordered numbers and lists
             of numbers become a slider, anything else a row of buttons.
         start: the values to start from, by the setting's name; without one a setting starts from its first value.
-        buttons: to go beside Reset.
-        gauges: what stands between the buttons and the status line.
 
     Attributes:
-        controls: the sliders and buttons, by the settings' names.
-        status: what there is to say of the choice.
-        figure: the picture, which also stands where widgets can't run.
+        status: what there is to say of the choice, as HTML.
+        picture: the figure: its "png", and "alt", what is to be seen in it.
         code: a cell that does the same without widgets.
+        enabled: the buttons that can be pressed now.
         milliseconds: how long the last move took, from the choice to the finished picture.
 
     Raises:
         SettingError: no choices, or a setting without values.
     """
 
-    def __init__(
-        self,
-        choices: Mapping[str, Sequence],
-        start: Mapping[str, object],
-        *,
-        buttons: Sequence[ipywidgets.Button] = (),
-        gauges: Sequence[ipywidgets.Widget] = (),
-    ):
+    _esm = FOLDER / "explorer.js"
+    _css = FOLDER / "explorer.css"
+
+    ACTIONS: Mapping[str, str] = MappingProxyType({"reset": "Reset"})  # the methods that buttons call, and their words
+
+    offers = synced(traitlets.List())
+    places = synced(traitlets.Dict())  # of the chosen values among those that are offered, by the setting's name
+    unused = synced(traitlets.List())  # the settings that mean nothing now
+    actions = synced(traitlets.Dict())
+    enabled = synced(traitlets.List(["reset"]))
+    progress = synced(traitlets.Dict())  # of what is in training: "words", and "share" from 0 to 1
+    status = synced(traitlets.Unicode())
+    picture = synced(traitlets.Dict({"png": b"", "alt": ""}))
+    code = synced(traitlets.Unicode())
+    stand_in_id = synced(traitlets.Unicode())
+
+    def __init__(self, choices: Mapping[str, Sequence], start: Mapping[str, object]):
         if not choices:
             raise SettingError("choices", choices, "one setting or more, with the values it offers")
-        self.controls = {name: control(name, values, start.get(name)) for name, values in choices.items()}
-        self.status = ipywidgets.HTML()
-        self.figure = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", width="850px"))
-        self.code = ipywidgets.HTML()
+        for name, values in choices.items():
+            if not values:
+                raise SettingError(f"choices.{name}", values, "one value or more")
+        self.choices = {name: list(values) for name, values in choices.items()}
         self.milliseconds = 0.0
-        self.reset_button = ipywidgets.Button(description="Reset", icon="refresh", tooltip="Forget earlier choices")
-        self.reset_button.on_click(lambda _: self.reset())
-        for widget in self.controls.values():
-            widget.observe(lambda _: self.move(), names="value")
-        row = ipywidgets.HBox([*buttons, self.reset_button])
-        controls = [labelled(name, widget) for name, widget in self.controls.items()]
-        super().__init__([*controls, row, *gauges, self.status, self.figure, self.code])
+        self.stand_in: DisplayHandle | None = None
+        super().__init__(
+            offers=[
+                {
+                    "name": name,
+                    "label": name.replace("_", " "),
+                    "words": [in_words(value) for value in values],
+                    "ordered": ordered(values),
+                }
+                for name, values in self.choices.items()
+            ],
+            places={
+                name: values.index(start[name]) if name in start and start[name] in values else 0
+                for name, values in self.choices.items()
+            },
+            actions=dict(self.ACTIONS),
+        )
+        self.stand_in_id = f"labutils-{self.model_id}"
+        self.on_msg(lambda _, message, __: self.press(message["press"]))
+        self.observe(lambda _: self.move(), names="places")
         self.move()
 
     def choice(self) -> dict[str, object]:
         """The settings as they are chosen now."""
-        return {name: widget.value for name, widget in self.controls.items()}
+        return {name: values[self.places[name]] for name, values in self.choices.items()}
+
+    def choose(self, **values: object) -> None:
+        """Choose values, as the sliders and buttons do.
+
+        Raises:
+            UnknownSetting: a setting that is not offered.
+            SettingError: a value that is not offered.
+        """
+        for name, value in values.items():
+            if name not in self.choices:
+                raise UnknownSetting(name, self.choices)
+            if value not in self.choices[name]:
+                raise SettingError(name, value, f"one of {self.choices[name]}")
+        self.places = self.places | {name: self.choices[name].index(value) for name, value in values.items()}
 
     def label(self, choice: Mapping[str, object]) -> str:
         """What a choice is called in the figure and in the status line."""
         return describe(choice)
 
+    def press(self, action: str) -> None:
+        """What a button does, where it can be pressed."""
+        if action in self.enabled:
+            getattr(self, action)()
+
     def move(self) -> None:
         """Answer the choice as it is now."""
         start = time.perf_counter()
         try:
-            self.code.value = code_link(self.as_code())
+            self.code = self.as_code()
             self.answer()
         except Exception as error:
             self.complain(error)
         self.milliseconds = 1_000 * (time.perf_counter() - start)
+        self.update_stand_in()
 
     def answer(self) -> None:
         """Find out what the choice leads to, say it and draw it."""
@@ -91,14 +152,29 @@ class Explorer(ipywidgets.VBox):
         """Forget the earlier choices."""
         raise NotImplementedError
 
+    def show(self, png: bytes, alt: str) -> None:
+        """Show a figure: the content of its PNG file, and what is to be seen."""
+        self.picture = {"png": png, "alt": alt}
+
     def complain(self, error: Exception) -> None:
         """Show an error where the learner looks."""
-        self.status.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
+        self.status = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
 
-    def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        # Where no widget can run (a printed page, a web view of the file), the figure stands in for it.
-        picture = base64.b64encode(self.figure.value).decode()
-        return super()._repr_mimebundle_(**kwargs) | {"image/png": picture}
+    def update_stand_in(self) -> None:
+        """Let the notebook's file hold the picture as it is now."""
+        if self.stand_in is not None:
+            self.stand_in.update(self.stand_in_bundle(), raw=True)
+
+    def stand_in_bundle(self) -> dict[str, str]:
+        """What stands for the explorer where it can't run: its picture, and how it would run."""
+        png, alt = self.picture["png"], self.picture["alt"]
+        picture = as_html(png, alt) if png else self.status  # of a first answer that failed
+        return {"text/html": STAND_IN.format(name=self.stand_in_id, picture=picture), "text/plain": alt or self.status}
+
+    def _ipython_display_(self) -> None:
+        # Two outputs: of one with both, JupyterLab would show the widget's error in place of the picture.
+        self.stand_in = display(self.stand_in_bundle(), raw=True, display_id=True)
+        display({WIDGET: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}, raw=True)
 
 
 def remember(kept: dict[str, object], label: str, what: object) -> None:

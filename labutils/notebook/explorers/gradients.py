@@ -13,7 +13,7 @@ from labutils.methods.probes import activation_gradients, mean_field_rate, rate_
 from labutils.models.mlp import MLP
 from labutils.notebook import plots
 from labutils.notebook.explorers.base import Explorer
-from labutils.notebook.explorers.controls import in_code
+from labutils.notebook.explorers.words import in_code
 from labutils.training.device import seeded
 
 EXPLORED_IMAGES = 128
@@ -49,7 +49,7 @@ class GradientExplorer(Explorer):
         self.live = plots.LiveProfile()
         super().__init__(choices, start)
 
-    def settings(self) -> dict[str, object]:
+    def model_settings(self) -> dict[str, object]:
         """The network's settings: those chosen, and those that the data decide."""
         sizes = {"in_features": math.prod(self.data.image_shape), "classes": len(self.data.classes)}
         return self.choice() | sizes
@@ -57,21 +57,21 @@ class GradientExplorer(Explorer):
     def answer(self) -> None:
         """Measure the network chosen now, and redraw."""
         with seeded(self.seed, self.data.device):
-            model = MLP(**self.settings()).to(self.data.device)
+            model = MLP(**self.model_settings()).to(self.data.device)
         profile = activation_gradients(model, self.images, self.labels)
         if self.profile is not None:
             self.earlier = [*self.earlier, self.profile][-plots.EARLIER_PROFILES :]
         self.profile = profile
         rate, theory = predict_rate(model)
-        self.figure.value = self.live.png(
-            profile, label=self.label(self.choice()), residual=model.residual, rate=rate, earlier=self.earlier
-        )
-        self.status.value = f"The gradient changes by <b>{measure_rate(profile)}</b>. Theory: {theory}."
+        label = self.label(self.choice())
+        png = self.live.png(profile, label=label, residual=model.residual, rate=rate, earlier=self.earlier)
+        self.show(png, self.live.alt)
+        self.status = f"The gradient changes by <b>{measure_rate(profile)}</b>. Theory: {theory}."
 
     def as_code(self) -> str:
         return (
             f"torch.manual_seed({self.seed})\n"
-            f"model = lab.MLP({in_code(self.settings())}).to(data.device)\n"
+            f"model = lab.MLP({in_code(self.model_settings())}).to(data.device)\n"
             f"images, labels = next(lab.batches(data.train, data, {EXPLORED_IMAGES}))\n"
             "profile = lab.probes.activation_gradients(model, images, labels)\n"
             f"lab.plots.gradient_profiles({{{self.label(self.choice())!r}: profile}})"

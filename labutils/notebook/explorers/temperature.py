@@ -35,17 +35,16 @@ class TemperatureExplorer(Explorer):
     ):
         for temperature in temperatures:
             check_number("temperatures", temperature, 0, open_ends="low")
-        self.logits = logits
+        self.logits, self.start = logits, 1 if 1 in temperatures else temperatures[0]
         self.live = plots.LiveAnswers(images, labels, classes, caption=caption)
-        super().__init__({"temperature": list(temperatures)}, {"temperature": 1})
-        self.start = self.controls["temperature"].index
+        super().__init__({"temperature": list(temperatures)}, {"temperature": self.start})
 
     def answer(self) -> None:
         """Soften the answers by the temperature chosen now, and redraw."""
         temperature = self.choice()["temperature"]
         probabilities = (self.logits / temperature).softmax(dim=1)
-        self.figure.value = self.live.png(probabilities)
-        self.status.value = (
+        self.show(self.live.png(probabilities), self.live.describe(probabilities))
+        self.status = (
             f"The likeliest class has <b>{probabilities.amax(dim=1).mean():.1%}</b> on average; the answers' entropy "
             f"is <b>{mean_entropy(self.logits, temperature):.2f} nats</b> "
             f"of {math.log(self.logits.shape[1]):.2f} at most."
@@ -56,4 +55,4 @@ class TemperatureExplorer(Explorer):
 
     def reset(self) -> None:
         """Go back to where the explorer started; there are no earlier choices to forget."""
-        self.controls["temperature"].index = self.start
+        self.choose(temperature=self.start)

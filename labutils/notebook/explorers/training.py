@@ -1,27 +1,23 @@
 """Choose settings, train them in the background, and watch the curves grow."""
 
-import functools
-import html
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-import ipywidgets
 import pandas as pd
 
-from labutils.experiments.running import Busy, kept_run, run
+from labutils.experiments.running import kept_run
 from labutils.experiments.settings import Experiment
 from labutils.experiments.store import Run
 from labutils.notebook import plots
+from labutils.notebook.explorers.background import Job
 from labutils.notebook.explorers.base import Explorer, remember
-from labutils.notebook.explorers.controls import LABEL_STYLE
 from labutils.notebook.explorers.growth import Growth
-from labutils.notebook.explorers.threads import use_one_core
 from labutils.notebook.finished import check_whole
-from labutils.training.stopping import Stopped, stoppable
+from labutils.training.stopping import Stopped
 
 INVITATION = "Choose, predict, and train."
-BUSY_POLL_S = 0.5  # how often a run is looked for that another process is training
 
 
 class TrainingExplorer(Explorer):
@@ -29,7 +25,8 @@ class TrainingExplorer(Explorer):
 
     Training runs in a thread of its own, so the notebook goes on working; Stop ends it between two batches, and keeps
     the epochs so far. What is in the bank or in the store of runs is drawn as soon as it is chosen, and a run that was
-    stopped goes on where it was. A run that another process is training is waited for.
+    stopped goes on where it was. A run that another process is training is waited for. A kernel trains one thing at a
+    time: an explorer that is made meanwhile takes over what is in training.
 
     Args:
         experiment: where the settings start from.
@@ -39,7 +36,10 @@ class TrainingExplorer(Explorer):
 
     Attributes:
         runs: what was trained, by the label it has in the figure.
+        job: what this explorer shows in training, if it does.
     """
+
+    ACTIONS = MappingProxyType({"train": "Train this now", "stop": "Stop", "reset": "Reset"})
 
     def __init__(
         self,
@@ -54,27 +54,19 @@ class TrainingExplorer(Explorer):
         self.curves: dict[str, tuple[pd.DataFrame, str]] = {}  # finished ones, and what they rest on
         self.runs: dict[str, Run] = {}
         self.growing: dict[str, pd.DataFrame] = {}  # the curve of what is in training
-        self.worker: threading.Thread | None = None
-        self.stopping = threading.Event()
+        self.job: Job | None = None
         self.drawing = threading.RLock()  # held while what is drawn changes, in whatever thread
         for name, values in choices.items():
             for value in values:
                 experiment.override(**{name: value})  # one that can't be is found here, not when Train is pressed
-        self.train_button = ipywidgets.Button(description="Train this now", icon="play", button_style="primary")
-        self.stop_button = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
-        self.train_button.on_click(lambda _: self.train())
-        self.stop_button.on_click(lambda _: self.stop())
-        self.progress = ipywidgets.FloatProgress(min=0, description="Trained", style=LABEL_STYLE)
-        self.time_left = ipywidgets.Label()
         for trained in earlier:
             settings = trained.experiment.bare_settings()
             self.add_run(self.label({name: settings.get(name) for name in choices}), trained)
-        super().__init__(
-            choices,
-            experiment.bare_settings(),
-            buttons=[self.train_button, self.stop_button],
-            gauges=[ipywidgets.HBox([self.progress, self.time_left])],
-        )
+        super().__init__(choices, experiment.bare_settings())
+        self.enable()
+        running = Job.running()
+        if running is not None:
+            self.take_over(running)
 
     def answer(self) -> None:
         """Draw the choice where it is in the bank or in the store."""
@@ -86,9 +78,11 @@ class TrainingExplorer(Explorer):
                 self.show_banked(f"{label} (bank, n = {rows['seed'].nunique()})", rows)
             elif trained is not None:
                 self.show_run(label, trained)
+            elif self.job is not None and self.job.label == label:
+                self.status = f"<b>{label}</b> is in training."
             else:
-                self.status.value = f"<b>{label}</b> has not been trained so far. Predict, then train it."
-                if self.figure.value:
+                self.status = f"<b>{label}</b> has not been trained so far. Predict, then train it."
+                if self.picture["png"]:
                     return
             if not self.growing:  # which is redrawn anyway: a Stop need not wait for every move before it
                 self.draw()
@@ -118,7 +112,7 @@ class TrainingExplorer(Explorer):
         remember(self.curves, label, (means, plots.origin(rows)))
         final = rows[rows["epoch"] == rows["epoch"].max()]
         accuracy, minutes = final["validation_accuracy"], rows.groupby("run")["seconds"].sum().mean() / 60
-        self.status.value = (
+        self.status = (
             f"<b>{label}</b>: validation accuracy {mean_and_spread(accuracy)} after the last epoch; "
             f"a run took {minutes:.1f} minutes"
         )
@@ -128,11 +122,15 @@ class TrainingExplorer(Explorer):
         epochs, metrics = len(trained.history.rows), trained.metrics
         stopped = "" if trained.finished else ", stopped early by you"
         if not epochs:
-            self.status.value = f"<b>{label}</b>{stopped}, before its first epoch ended"
+            self.status = f"<b>{label}</b>{stopped}, before its first epoch ended"
             return
         self.add_run(label, trained)
-        self.status.value = (
-            f"<b>{label}</b>{stopped}: validation accuracy {metrics.get('validation_top1', math.nan):.2%} "
+        accuracy = metrics.get("validation_top1", math.nan)
+        part = "validation" if not math.isnan(accuracy) else "training"  # without a validation split
+        if part == "training":
+            accuracy = trained.history.rows[-1]["train_accuracy"]
+        self.status = (
+            f"<b>{label}</b>{stopped}: {part} accuracy {accuracy:.2%} "
             f"after {epochs} epochs, {metrics['parameters']:,} parameters"
         )
 
@@ -148,97 +146,93 @@ class TrainingExplorer(Explorer):
             f"lab.plots.history({{{self.label(self.choice())!r}: run.history.frame}}, caption=run.caption)"
         )
 
-    @property
-    def busy(self) -> bool:
-        """Whether something is in training."""
-        return self.worker is not None and self.worker.is_alive()
+    def enable(self) -> None:
+        """Enable the buttons that can be pressed."""
+        idle = ["train", "reset"] if self.can_train() else ["reset"]
+        self.enabled = idle if self.job is None else ["stop"]
 
-    def train(self) -> None:
-        """Train the choice in the background; does nothing while another is in training."""
-        if self.busy:
-            return
-        self.stopping.clear()
-        self.switch_buttons(training=True)
-        self.worker = threading.Thread(target=self.work, args=(self.choice(),), daemon=True)
-        self.worker.start()
+    def can_train(self) -> bool:
+        """Whether the choice is one that can be trained."""
+        return True
+
+    def train(self) -> Job:
+        """Train the choice in the background; while something is in training, say so and return that."""
+        running = Job.running()
+        if running is not None:
+            self.status = f"<b>{running.label}</b> is in training, and only one thing at a time can be."
+            return running
+        choice = self.choice()
+        label = self.label(choice)
+        job = self.job = Job(self.experiment.override(**choice), label, self)
+        self.status = f"Training <b>{label}</b>."
+        self.enable()
+        job.start()
+        return job
 
     def stop(self) -> None:
         """End the training between two batches."""
-        self.stop_button.disabled = True
-        self.stopping.set()
+        job = self.job
+        if job is not None:
+            self.enabled = []
+            job.stopping.set()
 
-    def work(self, choice: Mapping[str, object]) -> None:
-        """The thread's work: train, drawing as it goes."""
-        label = self.label(choice)
-        self.status.value = f"Training {label} …"
-        growth = None
-        try:
-            experiment = self.experiment.override(**choice)
-            if experiment.model["kind"] == "mlp":
-                # Outside the main thread OpenMP wakes its threads anew for each operation. For as small ones as an
-                # MLP's two are five times slower than one; for those of a CNN they are faster.
-                use_one_core()
-            self.progress.value, self.progress.max = 0, experiment.training.epochs
-            growth = Growth(experiment.training.epochs, functools.partial(self.grow, label))
-            with stoppable(self.stopping):
-                trained = self.run_or_wait(experiment, growth)
-            self.progress.value = len(trained.history.rows)
-            with self.drawing:
-                self.growing = {}
-                self.show_run(label, trained)
-                self.draw()
-        except Stopped:  # while something else than its epochs was computed
-            done = f"after {growth.epochs:g} epochs" if growth.epochs else "before its first step"
-            self.status.value = f"<b>{label}</b>, stopped early by you, {done}"
-        except Exception as error:
-            self.complain(error)
-        finally:
-            self.growing, self.time_left.value = {}, ""
-            self.switch_buttons(training=False)
+    def take_over(self, job: Job) -> None:
+        """Show a training that was begun in another explorer, as by an earlier run of the cell."""
+        with job.lock:
+            if Job.current is not job:  # it has just ended
+                return
+            job.watcher.release()
+            job.watcher = self
+            self.job = job
+        self.enable()
 
-    def run_or_wait(self, experiment: Experiment, growth: Growth) -> Run:
-        """Run an experiment; where another process is training it, say so, and wait until its run is there.
+    def release(self) -> None:
+        """Another explorer shows the training from now on."""
+        self.job, self.growing, self.progress = None, {}, {}
+        self.status = "The training goes on in the explorer that was made last."
+        self.enable()
 
-        Raises:
-            Stopped: Stop was pressed while waiting, or while something else than epochs was computed.
-        """
-        said = None
-        while True:
-            try:
-                return run(experiment, progress=False, callbacks=[growth], wait=False)
-            except Busy as busy:
-                if str(busy) != said:  # said once, so that it does not hide what a move has to say
-                    said = str(busy)
-                    self.status.value = f"{html.escape(said)}. Its run is shown when it is there; Stop ends the wait."
-                if self.stopping.wait(BUSY_POLL_S):
-                    raise Stopped from busy
+    def tell(self, job: Job, message: str) -> None:
+        self.status = message
 
-    def switch_buttons(self, *, training: bool) -> None:
-        """Enable the buttons that can be pressed."""
-        self.train_button.disabled = self.reset_button.disabled = training
-        self.stop_button.disabled = not training
+    def show_progress(self, job: Job, words: str, share: float) -> None:
+        self.progress = {"words": f"In training: {job.label}: {words}", "share": share}
 
-    def grow(self, label: str, growth: Growth) -> None:
-        """Show how far a training is; once it is to stop, that would only hold it up."""
-        if self.stopping.is_set():
-            return
-        self.progress.value, self.time_left.value = growth.epochs, growth.time_left
+    def grow(self, job: Job, growth: Growth) -> None:
+        """Draw a new piece of the curve."""
         with self.drawing:
-            self.growing = {label: growth.frame}
+            self.growing = {job.label: growth.frame}
             self.draw()
+
+    def finish(self, job: Job, outcome: Run | Exception) -> None:
+        """Show what a training came to."""
+        with self.drawing:
+            self.growing = {}
+            if isinstance(outcome, Stopped):  # while something else than its epochs was computed
+                done = f"after {job.growth.epochs:g} epochs" if job.growth.epochs else "before its first step"
+                self.status = f"<b>{job.label}</b>, stopped early by you, {done}"
+            elif isinstance(outcome, Exception):
+                self.complain(outcome)
+            else:
+                self.show_run(job.label, outcome)
+            self.draw()
+            self.job, self.progress = None, {}
+            self.update_stand_in()
+            self.enable()
 
     def reset(self) -> None:
         self.runs.clear()
         self.curves.clear()
-        self.progress.value = 0
-        self.status.value = INVITATION
+        self.status = INVITATION
         self.draw()
+        self.update_stand_in()
 
     def draw(self) -> None:
         """Redraw the figure: the finished choices, and one that is growing."""
         frames = {label: frame for label, (frame, _) in self.curves.items() if label not in self.growing}
         caption = "; ".join(sorted({origin for _, origin in self.curves.values()}))
-        self.figure.value = plots.history(frames | self.growing, caption=caption).png()
+        chart = plots.history(frames | self.growing, caption=caption)
+        self.show(chart.png(), chart.alt)
 
 
 def mean_and_spread(accuracies: pd.Series) -> str:

@@ -13,8 +13,8 @@ from labutils.methods.linear import linear_probe, linear_svm
 from labutils.methods.neighbours import knn
 from labutils.notebook import plots
 from labutils.notebook.explorers.base import remember
-from labutils.notebook.explorers.words import describe, in_code
 from labutils.notebook.explorers.training import TrainingExplorer, mean_and_spread
+from labutils.notebook.explorers.words import describe, in_code
 from labutils.notebook.finished import check_finished
 
 EXPLORED_FEATURES = 20_000  # of which a probe is found within two seconds
@@ -115,10 +115,8 @@ class TransferExplorer(TrainingExplorer):
             f"lab.{function}(some, validation, {in_code(self.head_settings())})"
         )
 
-    def enable(self) -> None:
-        super().enable()
-        if self.choice()["method"] != "fine_tuning":
-            self.enabled = [action for action in self.enabled if action != "train"]
+    def can_train(self) -> bool:
+        return self.choice()["method"] == "fine_tuning"
 
     def reset(self) -> None:
         self.found.clear()
@@ -130,4 +128,5 @@ class TransferExplorer(TrainingExplorer):
         if self.growing:
             super().draw()
             return
-        self.show_chart(plots.scores(self.found, caption=self.caption))
+        chart = plots.scores(self.found, caption=self.caption)
+        self.show(chart.png(), chart.alt)

@@ -5,27 +5,46 @@ from collections.abc import Mapping
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from pandas import DataFrame
 
 from labutils.notebook.plots.selection import Groups, Tables, labelled, origin, select
-from labutils.notebook.plots.style import FAINT, LINE_WIDTH, THEORY, Chart, accuracy_label, chart, describe, line_looks
+from labutils.notebook.plots.style import (
+    FAINT,
+    INK,
+    LINE_WIDTH,
+    THEORY,
+    Chart,
+    accuracy_label,
+    chart,
+    describe,
+    line_looks,
+)
 
 DEPTHS = {"depth": "hidden layers", "layers": "layers with weights"}  # the columns that say how deep a network is
 LAYER = "layer (1 is next to the input)"
 
 
-def draw_lines(axis: Axes, table: DataFrame, *, x: str, y: str, markers: bool = True, legend: bool = True) -> None:
+def draw_lines(
+    axis: Axes, table: DataFrame, *, x: str, y: str, markers: bool = True, named: bool = True
+) -> dict[str, Line2D]:
     """Draw a mean line for each label, with a band of one standard deviation over the rows at the same x.
 
-    On a logarithmic axis the mean and the band are geometric. Empty labels make no legend.
+    On a logarithmic axis the mean and the band are geometric. Names stand at the lines' ends, but for empty labels.
+
+    Returns:
+        The lines by their labels.
     """
-    looks = line_looks(list(table["label"].unique()))
+    labels = list(table["label"].unique())
+    looks = line_looks(labels)
     looks["markers"] = looks["markers"] if markers else False
-    style = {"linewidth": LINE_WIDTH, "markersize": 6, "errorbar": "sd", "err_kws": {"linewidth": 0}}
-    legend = legend and table["label"].any()
-    sns.lineplot(table, x=x, y=y, hue="label", style="label", legend=legend and "full", ax=axis, **style, **looks)
-    if legend:
-        axis.legend(frameon=False)
+    style = {"linewidth": LINE_WIDTH, "markersize": 6, "markeredgewidth": 0, "errorbar": "sd"}
+    before, band = len(axis.lines), {"linewidth": 0}
+    sns.lineplot(table, x=x, y=y, hue="label", style="label", legend=False, ax=axis, err_kws=band, **style, **looks)
+    lines = dict(zip(labels, axis.lines[before:], strict=True))
+    if named:
+        axis.figure.name_lines(axis, lines)
+    return lines
 
 
 def accuracy_by_depth(
@@ -89,7 +108,7 @@ def epochs(results: DataFrame, lines: Groups) -> Chart:
     shown = select(results, lines)
     figure, ((left, right),) = chart("Lines over epochs with bands", 1, 2, height=3.9, caption=origin(results))
     draw_lines(left, shown, x="epoch", y="train_loss")
-    draw_lines(right, shown, x="epoch", y="validation_accuracy", legend=False)
+    draw_lines(right, shown, x="epoch", y="validation_accuracy")
     describe(left, "epoch", "cross-entropy (nats)", title="Training loss", whole="x")
     describe(right, "epoch", "accuracy (%)", title="Validation accuracy", percent="y", whole="x")
     return figure
@@ -113,15 +132,13 @@ def gradient_profiles(
     """
     figure, ((axis,),) = chart("Lines of gradient norms by layer with bands", height=4.2, caption=caption)
     axis.set_yscale("log")
-    draw_lines(axis, labelled(profiles), x="layer", y="norm", markers=False)
+    lines = draw_lines(axis, labelled(profiles), x="layer", y="norm", markers=False, named=False)
     predicted_too = [label for label in profiles if label in (rates or {})]
     for label in predicted_too:
         norms = np.log(profiles[label]["norm"]).groupby(profiles[label]["layer"]).mean()
         predicted = np.exp(norms.iloc[-1]) * rates[label] ** (norms.index[-1] - norms.index)
         (line,) = axis.plot(norms.index, predicted, **THEORY)
-    if predicted_too:
-        line.set_label("theory")
-        axis.legend(frameon=False)
+    figure.name_lines(axis, lines | ({"theory": line} if predicted_too else {}))
     describe(axis, LAYER, f"gradient norm with respect to\n{what}", whole="x")
     return figure
 
@@ -143,7 +160,7 @@ def lesions(studies: Tables, *, classes: int = 10, caption: str = "") -> Chart:
     for label, whole in table[table["dropped"] == 0].groupby("label")["top1"]:
         axis.axhline(whole.mean(), color=colours[label], ls="--", lw=1)
     axis.axhline(1 / classes, color=FAINT, ls=":", lw=1)
-    axis.annotate("chance", (1, 1 / classes), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.35")
+    axis.annotate("chance", (1, 1 / classes), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK)
     ylabel = "accuracy (%); dashed: whole network"
     describe(axis, f"removed {LAYER}", ylabel, percent="y", whole="x", ylim=(0, 1.02))
     return figure

@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from labutils.notebook.plots.selection import Tables
-from labutils.notebook.plots.style import FAINT, OTHERS, PLAIN, RESIDUAL, SHADES, Chart, chart, describe
+from labutils.notebook.plots.style import FAINT, INK, OTHERS, PLAIN, RESIDUAL, SHADES, Chart, chart, describe
 
 
 def verdict(label: int, prediction: int, classes: Sequence[str]) -> tuple[str, str]:
@@ -51,7 +51,7 @@ def image_grid(
         if predictions is not None:
             title, weight = verdict(labels[number], predictions[number], classes)
             title += "" if confidences is None else f" {confidences[number]:.1%}"
-        axis.text(x + 0.5, y, title, ha="center", va="bottom", fontsize=8, fontweight=weight)
+        axis.text(x + 0.5, y, title, ha="center", va="bottom", fontsize=8, fontweight=weight, color=INK)
     axis.set(xlim=(0, columns), ylim=(rows * pitch - 0.28 * lines, -0.3 * lines), aspect="equal")
     axis.axis("off")
     return figure

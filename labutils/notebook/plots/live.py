@@ -3,6 +3,8 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 from pandas import DataFrame
 from torch import Tensor
@@ -10,7 +12,18 @@ from torch import Tensor
 from labutils.notebook.plots import style
 from labutils.notebook.plots.curves import LAYER
 from labutils.notebook.plots.selection import Tables
-from labutils.notebook.plots.style import FAINT, LINE_WIDTH, PLAIN, RESIDUAL, Chart, chart, describe
+from labutils.notebook.plots.style import (
+    FAINT,
+    INK,
+    LINE_WIDTH,
+    MARKERS,
+    PLAIN,
+    RESIDUAL,
+    Chart,
+    chart,
+    course,
+    describe,
+)
 
 EARLIER_PROFILES = 4  # that a live profile keeps in sight
 
@@ -19,7 +32,7 @@ def history(histories: Tables | DataFrame, *, caption: str = "") -> Chart:
     """Loss and accuracy over the epochs: validation solid, training dashed.
 
     Args:
-        histories: the frame of a history, or several by name, the newest last; older ones are fainter. A name that
+        histories: the frame of a history, or several by name, the newest last; older ones are thinner. A name that
             contains "residual yes" or "residual no" takes that kind's colour. An empty mapping gives empty axes.
         caption: what the data are.
     """
@@ -33,26 +46,36 @@ def history(histories: Tables | DataFrame, *, caption: str = "") -> Chart:
     shows = "Lines of loss and accuracy over the epochs"
     figure, ((left, right),) = chart(shows, 1, 2, height=height, caption=caption)
     figure.set_layout_engine(None)
-    figure.subplots_adjust(left=0.1, right=0.99, bottom=below / height, top=1 - above / height, wspace=0.28)
+    right_end = 0.97 if named else 0.89  # beside it stand the lines' names
+    margins = {"bottom": below / height, "top": 1 - above / height}
+    figure.subplots_adjust(left=0.1, right=right_end, wspace=0.36, **margins)
+    marks = {name: str(number) for number, name in enumerate(named, start=1)}
+    ends: dict[Axes, dict[str, Line2D]] = {left: {}, right: {}}
     for age, (name, frame) in enumerate(reversed(histories.items())):
-        look = {"color": history_colour(name, age), "alpha": max(0.25, 0.7**age), "linewidth": LINE_WIDTH}
+        look = {"color": history_colour(name, age), "linewidth": LINE_WIDTH if age == 0 else 1}
         for axis, measured in ((left, "loss"), (right, "accuracy")):
             for part, stroke, label in (("validation", "-", name or "validation"), ("train", "--", "training")):
                 values = frame[f"{part}_{measured}"]
-                marker = "o" if values.count() == 1 else None  # a single value makes no line
-                axis.plot(frame["epoch"], values, stroke, label=label, marker=marker, **look)
-    describe(left, "epoch", "cross-entropy (nats)", title="Loss", whole="x")
+                marker = MARKERS[age % len(MARKERS)] if named or values.count() == 1 else None  # one value is no line
+                line = {"marker": marker, "markersize": 5, "markevery": max(1, len(values) // 8)}
+                (drawn,) = axis.plot(frame["epoch"], values, stroke, label=label, **line, **look)
+                if part == "validation" or not name:
+                    ends[axis][label] = drawn
+    span = (0, 1.02 * max([1, *(frame["epoch"].max() for frame in histories.values())]))  # from a first step on
+    describe(left, "epoch", "cross-entropy (nats)", title="Loss", whole="x", xlim=span)
     left.ticklabel_format(axis="y", scilimits=(-2, 3))  # the labels of a diverging loss, too, fit beside the axis
-    describe(right, "epoch", "accuracy (%)", title="Accuracy", percent="y", whole="x")
+    describe(right, "epoch", "accuracy (%)", title="Accuracy", percent="y", whole="x", xlim=span)
     if named:
-        figure.legend(handles=right.lines[::2], loc="upper left", title="solid: validation, dashed: training",
+        handles = list(ends[right].values())
+        labels = [f"{marks[name]}   {name}" for name in ends[right]]
+        figure.legend(handles, labels, loc="upper left", title="solid: validation, dashed: training",
                       alignment="left", fontsize=9, title_fontsize=9, borderaxespad=0.2, frameon=False)  # fmt: skip
-    elif histories:
-        right.legend(frameon=False)
-    else:
-        for axis in (left, right):
+    for axis in (left, right):
+        if named or axis is right:  # there is no room for whole words between the two
+            figure.name_lines(axis, ends[axis], marks=marks)
+        if not histories:
             axis.set(xlim=(0, 10), xticks=[], yticks=[])
-            axis.text(0.5, 0.5, "nothing trained so far", ha="center", color=FAINT, transform=axis.transAxes)
+            axis.text(0.5, 0.5, "nothing trained so far", ha="center", color=INK, transform=axis.transAxes)
     return figure
 
 
@@ -65,7 +88,7 @@ def history_colour(name: str, age: int) -> str:
 
 
 def scores(found: Mapping[str, float], *, caption: str = "") -> Chart:
-    """Validation accuracies of a few choices as bars, the newest on top and dark, earlier ones faint.
+    """Validation accuracies of a few choices as bars, the newest on top and blue, earlier ones grey.
 
     Args:
         found: fractions from 0 to 1 by the choice's label, the newest last.
@@ -75,8 +98,9 @@ def scores(found: Mapping[str, float], *, caption: str = "") -> Chart:
     figure, ((axis,),) = chart("Bars of validation accuracy", height=0.9 + 0.34 * rows, caption=caption)
     newest_first = dict(reversed(found.items()))
     for place, accuracy in enumerate(newest_first.values()):
-        axis.barh(place, accuracy, height=0.6, color=RESIDUAL, alpha=1 if place == 0 else 0.35)
-        axis.annotate(f"{accuracy:.1%}", (accuracy, place), xytext=(4, 0), textcoords="offset points", va="center")
+        axis.barh(place, accuracy, height=0.6, color=RESIDUAL if place == 0 else FAINT)
+        where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axis.annotate(f"{accuracy:.1%}", (accuracy, place), color=INK, **where)
     axis.set_yticks(range(len(found)), newest_first)
     limits = {"xlim": (0, 1.15 * max(found.values(), default=1)), "ylim": (rows - 0.5, -0.5)}
     describe(axis, "validation accuracy (%)", percent="x", **limits)
@@ -90,7 +114,7 @@ class LiveProfile:
         self.figure, ((self.axis,),) = chart("Lines of gradient norms by layer", height=3.8)
         self.axis.set_yscale("log")
         describe(self.axis, LAYER, "gradient norm with respect to\nthe hidden layer's outputs", whole="x")
-        self.earlier = [self.axis.plot([], [], color=FAINT, lw=1, alpha=0.7)[0] for _ in range(EARLIER_PROFILES)]
+        self.earlier = [self.axis.plot([], [], "--", color=FAINT, lw=1)[0] for _ in range(EARLIER_PROFILES)]
         (self.line,) = self.axis.plot([], [], marker=".", linewidth=LINE_WIDTH)
         (self.theory,) = self.axis.plot([], [], label="theory", **style.THEORY)
         # Numbers as plain text and a layout that is found once each save a third of the time.
@@ -125,6 +149,11 @@ class LiveProfile:
         self.axis.legend(handles=[self.line] if rate is None else [self.line, self.theory], frameon=False)
         return self.figure.png()
 
+    @property
+    def alt(self) -> str:
+        """What is to be seen, in words."""
+        return f"{self.figure.alt} {course(self.axis, self.line.get_label(), self.line)}."
+
 
 class LiveAnswers:
     """Images, and below each a network's probabilities for the classes, as bars that are redrawn in place.
@@ -140,13 +169,13 @@ class LiveAnswers:
         shows = "Images and bars of predicted probabilities"
         figure, axes = chart(shows, 2, len(images), height=4.4, caption=caption, height_ratios=(2, 3))
         pictures = images.permute(0, 2, 3, 1).numpy(force=True)
-        self.bars = []
+        self.bars, self.labels, self.classes = [], labels, classes
         for (above, below), image, label in zip(axes.T, pictures, labels, strict=True):
             above.imshow(image, cmap="gray_r")
             above.set_axis_off()
             above.set_title(classes[label], loc="center")
             bars = below.barh(range(len(classes)), [0.0] * len(classes), color=RESIDUAL)
-            bars[label].set_color(style.OTHERS[0])
+            bars[label].set(facecolor=style.OTHERS[0], edgecolor="white", hatch="///", linewidth=0)
             describe(below, "probability (%)", percent="x", xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5))
             below.set_yticks(range(len(classes)), classes if below is axes[1, 0] else [""] * len(classes))
             for bar in bars:
@@ -163,3 +192,13 @@ class LiveAnswers:
                 bar.set_width(probability)
                 bar.axes.draw_artist(bar)
         return style.as_png(self.canvas)
+
+    def describe(self, probabilities: Tensor) -> str:
+        """What is to be seen for probabilities (N, classes), in words."""
+        answers = (
+            f"{self.classes[label]}: {self.classes[row.argmax()]} {row.max():.0%}"
+            for label, row in zip(self.labels, probabilities, strict=True)
+        )
+        return (
+            f"Images, and bars of predicted probabilities. Each image's class, and the likeliest: {'; '.join(answers)}."
+        )

@@ -9,7 +9,7 @@ from pandas import DataFrame
 
 from labutils.notebook.plots import style
 from labutils.notebook.plots.selection import Groups, Tables, origin, select
-from labutils.notebook.plots.style import THEORY, Chart, accuracy_label, chart, describe, kind_colour, line_looks
+from labutils.notebook.plots.style import INK, THEORY, Chart, accuracy_label, chart, describe, kind_colour, line_looks
 
 COSTS = {"seconds": "training (seconds)", "parameters": "trainable parameters"}
 BARS = {"errorbar": "sd", "err_kws": {"linewidth": 1.5}, "linestyle": "none", "markersize": 6, "markeredgewidth": 0}
@@ -31,11 +31,12 @@ def accuracies(results: DataFrame, rows: Groups, *, metric: str, lines: Mapping[
     figure, ((axis,),) = chart("Points of accuracy", height=1.0 + 0.24 * len(rows), caption=origin(results))
     colours = {label: kind_colour(label) for label in rows}
     points = {"data": shown, "x": metric, "y": "label", "hue": "label", "palette": colours, "legend": False, "ax": axis}
-    sns.stripplot(**points, jitter=False, size=5, alpha=0.35)
+    sns.stripplot(**points, jitter=False, size=3.5)
     sns.pointplot(**points, **BARS, marker="D")
     for label, accuracy in (lines or {}).items():
-        axis.axvline(accuracy, color="black", ls="--", lw=1.4)
-        axis.annotate(label, (accuracy, 0), xytext=(-4, 0), textcoords="offset points", ha="right", va="center")
+        axis.axvline(accuracy, color=INK, ls="--", lw=1.4)
+        axis.annotate(label, (accuracy, 0), xytext=(-4, 0), textcoords="offset points", ha="right", va="center",
+                      color=INK)  # fmt: skip
     axis.grid(visible=True)  # seaborn switches the rows' lines off
     describe(axis, accuracy_label(metric), percent="x", ylim=(len(rows) - 0.5, -0.5))
     return figure
@@ -94,9 +95,9 @@ def ladder(
         accuracy, cost = runs[metric], runs[against]
         left.errorbar(accuracy.mean(), number, xerr=accuracy.std(), ms=6, **bar)
         if runs[mirrored].notna().all():
-            left.errorbar(runs[mirrored].mean(), number, xerr=runs[mirrored].std(), ms=6, mfc="white", **bar)
+            left.errorbar(runs[mirrored].mean(), number, xerr=runs[mirrored].std(), ms=6, mfc="none", **bar)
         places.append((cost.mean(), accuracy.mean()))
-        right.errorbar(*places[-1], xerr=cost.std(), yerr=accuracy.std(), ms=12, alpha=0.8, **bar)
+        right.errorbar(*places[-1], xerr=cost.std(), yerr=accuracy.std(), ms=12, **bar)
     write_numbers(right, places)
     left.set_yticks(range(1, len(rungs) + 1), [f"{name}  {number}" for number, name in enumerate(rungs, start=1)])
     xlabel = f"{accuracy_label(metric)}; hollow: with the mirror image"
@@ -116,7 +117,7 @@ def write_numbers(axis: Axes, places: Sequence[tuple[float, float]]) -> None:
         alike = [place for place in piles if np.isclose(place[0], cost, rtol=0.1) and abs(place[1] - accuracy) <= near]
         piles.setdefault(alike[0] if alike else (cost, accuracy), []).append(str(number))
     inside = {"ha": "center", "color": "white"}
-    beside = {"ha": "right", "color": "0.2", "xytext": (-9, 0), "textcoords": "offset points"}
+    beside = {"ha": "right", "color": INK, "xytext": (-9, 0), "textcoords": "offset points"}
     for place, numbers in piles.items():
         where = inside if len(numbers) == 1 else beside
         axis.annotate(" ".join(numbers), place, va="center", fontsize=8, weight="bold", **where)
