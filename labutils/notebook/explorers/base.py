@@ -21,7 +21,9 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 STAND_IN = """\
 <div id="{name}" class="labutils-stand-in">
 <style>
-.jp-OutputArea-child:has(.labutils-stand-in) + .jp-OutputArea-child .jp-OutputArea-output:not(:has(*)) {{ display: none }}
+.jp-OutputArea-child:has(.labutils-stand-in) + .jp-OutputArea-child .jp-OutputArea-output:not(:has(*)) {{
+  display: none;
+}}
 </style>
 {picture}
 <p>Not connected: run this cell to explore.</p>
