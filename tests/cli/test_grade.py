@@ -53,7 +53,7 @@ def test_verdicts_come_from_the_checks_and_not_from_what_is_printed(tmp_path):
     (row,) = rows(tmp_path / "grades.csv")
     assert row["student"] == graded.student == "anna"
     assert row["check_floor"] == f"not yet: {UNANSWERED}"  # the last cell is behind the kernel's end
-    assert row["check_parameters"] == "not yet: your function stopped with SystemExit: None"
+    assert row["check_parameters"] == "not yet: your function stopped with SystemExit:"
     assert row["check_mlp"] == grading.NOT_RUN
     assert "check_lesion" not in row  # of another notebook
     assert row["passed"] == "0"
@@ -73,7 +73,7 @@ def test_what_one_notebook_does_costs_its_own_row_and_no_other(tmp_path):
     )
     paths = [
         write(tmp_path / "1.ipynb", "while True: print('x' * 1000)", FLOOR),
-        write(tmp_path / "2.ipynb", "kept = []\nwhile True: kept.append(bytearray(10**9))", FLOOR),
+        write(tmp_path / "2.ipynb", "import numpy as np\nnp.empty(2**33, np.uint8)", FLOOR),
         write(tmp_path / "3.ipynb", FLOOR, stubborn),
         write(tmp_path / "4.ipynb", leaves, FLOOR),
         write(tmp_path / "5.ipynb", "open('large', 'wb').truncate(2**31)", FLOOR),
@@ -84,10 +84,9 @@ def test_what_one_notebook_does_costs_its_own_row_and_no_other(tmp_path):
     found = list(grade([tmp_path], tmp_path / "grades.csv", **LIMITS | {"seconds": 40.0}))
     assert [graded.path for graded in found] == paths
     assert [graded.passed for graded in found] == [1, 1, 1, 1, 1, 0, 1]
-    expected = ["code cell 2: stopped after 10 s", "MemoryError", "stopped after 40 s", "", "File too large",
-                "does not appear to be JSON", ""]  # fmt: skip
-    for graded, error in zip(found, expected, strict=True):
-        assert error in graded.error if error else graded.error == ""
+    told = ["cell 2: stopped after 10 s", "MemoryError", "stopped after 40 s", "", "File too large", "JSON", ""]
+    errors = [graded.error for graded in found]
+    assert [word if word and word in error else error for word, error in zip(told, errors, strict=True)] == told
     assert not psutil.pid_exists(int((tmp_path / "left").read_text()))
     assert len(rows(tmp_path / "grades.csv")) == 7
 

@@ -121,7 +121,7 @@ def test_the_scorecard_compares_in_the_units_asked(answered):
     answered.measured("floor", np.float64(11.35))
     answered.measured("deeper", "40 times")
     answered.measured("accuracy", pd.Series([96, 80.5, 41]))
-    answered.measured("norms", [1e-6, 1e-1])
+    answered.measured("norms", [1e-3, 1e-2])
     text = repr(answered.scorecard())
     assert "Predictions made: 4 of 4." in text
     assert "You said: 10 %; measured: 11.35 %; off by 1.35 points" in text
