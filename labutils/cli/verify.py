@@ -11,6 +11,8 @@ from labutils.experiments.sweeps import local_jobs, sweep
 from labutils.notebook.claims import Claims, Comparison, read_comparisons
 from labutils.notebook.plots.selection import matching
 
+NEW_SEEDS = 1_000  # added to the bank's
+
 
 def verify(notebook: str, *, profile: str | None, jobs: int | None, dry_run: bool) -> Iterator[str]:
     """Judge a notebook's headline claims by runs on the data that are here.
@@ -51,7 +53,10 @@ def verify(notebook: str, *, profile: str | None, jobs: int | None, dry_run: boo
 
 
 def runs_of(comparison: Comparison, profile: str | None) -> list[Experiment]:
-    """The experiments that a comparison is about at a profile; none where that lacks those of either side."""
+    """The experiments that a comparison is about at a profile, with seeds that the bank has not.
+
+    None where the profile lacks those of either side.
+    """
     experiments = list(chain.from_iterable(grid(name, profile=profile) for name in comparison.bank))
     table = with_all_settings(tabulate([settings_row(each) for each in experiments]))
     found = []
@@ -60,7 +65,14 @@ def runs_of(comparison: Comparison, profile: str | None) -> list[Experiment]:
         if not all(map(len, chosen)):
             return []
         found += chain.from_iterable(chosen)
-    return [experiments[index] for index in sorted(set(found))]
+    return [with_other_seed(experiments[index]) for index in sorted(set(found))]
+
+
+def with_other_seed(experiment: Experiment) -> Experiment:
+    """The experiment drawn anew: with the banked seeds the same data would give the same figures again."""
+    by_data = experiment.transfer.backbone is not None and experiment.transfer.method != "fine_tuning"
+    section, name = ("data", "seed") if by_data else ("training", "seed")
+    return experiment.override(**{f"{section}.{name}": experiment.settings()[section][name] + NEW_SEEDS})
 
 
 def duration(claims: Sequence[Comparison], jobs: int | None) -> str:
