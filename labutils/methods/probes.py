@@ -225,7 +225,7 @@ def gradient_correlation(
     import pandas as pd
 
     check_whole("points", points, 4)
-    along = torch.linspace(0, 1, points, device=start.device).view(-1, *[1] * start.ndim)
+    along = torch.linspace(0, 1, points, device=start.device, dtype=start.dtype).view(-1, *[1] * start.ndim)
     inputs = torch.lerp(start[None], end[None], along).requires_grad_()
     with untouched(model):
         (gradients,) = torch.autograd.grad(model(inputs).sum(), inputs)

@@ -108,7 +108,7 @@ def freeze(model: nn.Module, stages: int) -> nn.Module:
 
 def probe(features: torch.Tensor, labels: torch.Tensor, classes: int, decay: float) -> nn.Linear:
     """The layer with the least mean cross-entropy plus decay / 2 times its squared weights."""
-    head = nn.Linear(features.shape[1], classes)
+    head = nn.Linear(features.shape[1], classes, device=features.device)
     nn.init.zeros_(head.weight)
     solver = torch.optim.LBFGS(head.parameters(), max_iter=300, line_search_fn="strong_wolfe")
 

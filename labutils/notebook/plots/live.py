@@ -191,7 +191,7 @@ class LiveAnswers:
             for bar, probability in zip(bars, row, strict=True):
                 bar.set_width(probability)
                 bar.axes.draw_artist(bar)
-        return style.as_png(self.canvas)
+        return style.as_png(self.canvas, compress_level=3)
 
     def describe(self, probabilities: Tensor) -> str:
         """What is to be seen for probabilities (N, classes), in words."""
