@@ -317,7 +317,7 @@ def write_run(finished: Run, *, half: bool = False) -> None:
     from safetensors.torch import save_model
 
     path = finished.path
-    model = copy.deepcopy(finished.model).half() if half else finished.model
+    model = rounded(finished.model) if half else finished.model
     with store_errors(), files.workspace(path) as folder:
         new = folder / "new"
         new.mkdir()
@@ -336,6 +336,16 @@ def write_run(finished: Run, *, half: bool = False) -> None:
             files.share_as(file, path.parent)
         move_into_place(new, path, folder / "replaced")
     remove_checkpoints(path)
+
+
+def rounded(model: nn.Module) -> nn.Module:
+    """A copy of a model with its weights in half precision, but for those beyond what that can hold."""
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        half = parameter.data.half()
+        if half.isfinite().all():
+            parameter.data = half
+    return copied
 
 
 def move_into_place(new: Path, path: Path, aside: Path) -> None:

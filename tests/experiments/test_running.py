@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import labutils as lab
 from labutils.experiments import provenance, running
@@ -530,3 +531,14 @@ def test_a_class_of_ones_own_is_never_taken_for_it(shipped):
         pass
 
     assert lab.run(asked, model=Mine, progress=False).path != path
+
+
+def test_weights_beyond_half_precision_are_shipped_as_they_are(shipped, tmp_path):
+    _, _, run = shipped
+    with torch.no_grad():
+        run.model.head.weight[0, 0] = 1e6  # half precision ends at 65,504
+    large = replace(run, path=tmp_path / "shipped" / "large", load_model=lambda: run.model)
+    store_module.write_run(large, half=True)
+    kept = load_file(tmp_path / "shipped" / "large" / "model.safetensors")
+    assert kept["head.weight"][0, 0] == 1e6
+    assert kept["layers.0.linear.weight"].dtype == torch.float16
