@@ -130,6 +130,7 @@ def test_the_readme_gives_the_banks_figures():
     bank = lab.load_results("mlp_depth_width")
     plain = bank[(bank["normalization"] == "none") & (bank["scheduler"] == "none")]
     skips = lab.load_results("mlp_residual").query("depth == 80 and normalization == 'none'")
+    he = lab.load_results("mlp_init")
     deep = lab.load_results("cnn_depth").query("layers == 50 and width == 16 and zero_init_residual")
     improved = lab.load_results("cnn_improved").query("epochs == 5")
     transfers = lab.load_results("transfer_ladder").query("not progressive")
@@ -142,6 +143,7 @@ def test_the_readme_gives_the_banks_figures():
         plain.query("depth == 10 and width == 64"),
         plain.query("depth == 40"),
         skips.query("not residual"),
+        he.query("depth == 80 and normalization == 'none' and init == 'he' and not residual"),
         skips.query("residual and residual_scale == '1.0'"),
         skips.query("residual and residual_scale == 'depth'"),
         deep.query("not residual"),
@@ -154,9 +156,7 @@ def test_the_readme_gives_the_banks_figures():
         started.query("method == 'fine_tuning' and stages == 1"),
         started.query("method == 'fine_tuning' and stages == -1"),
         transfers.query("backbone == 'none'"),
-        lab.load_results("transfer_wide").query("method == 'probe'"),
         students.query("teacher == 'none' and label_smoothing == 0"),
-        students.query("teacher == 'none' and label_smoothing > 0"),
         students.query("alpha == 0.7 and temperature == 3"),
         students.query("consistent"),
         few.query("teacher == 'none'"),

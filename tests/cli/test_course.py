@@ -79,7 +79,8 @@ def test_what_is_handed_out_has_neither_solutions_nor_outputs_and_needs_none(pat
     assert len(handed_out.cells) == len(whole.cells) - len(solutions)
     text = "\n".join(cell.source for cell in handed_out.cells)
     assert any(course.SOLUTION_NOTE in cell.source for cell in whole.cells)
-    assert "solution" not in text.lower()
+    assert course.SOLUTION_NOTE not in text
+    assert "# Solution" not in text
     code = [cell for cell in handed_out.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)
     # What the solutions define, nothing else uses.
