@@ -9,10 +9,11 @@ import functools
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from labutils.errors import SettingError
-from labutils.experiments import store
+from labutils.errors import SettingError, UnknownSetting
+from labutils.experiments import results, store
 from labutils.experiments.configs import config_names, read_yaml
 from labutils.experiments.results import (
     load_results,
@@ -78,7 +79,7 @@ def convert_run(folder: Path) -> Path:
     metrics = metrics | {"identity": identity}
     metrics.pop("trained_together", None)
     build = functools.partial(build_for, experiment, data)
-    load_model = functools.partial(store.read_model, folder / store.WEIGHTS, build)
+    load_model = functools.partial(store.read_model, folder / store.WEIGHTS, build, keep=True)
     run = store.Run(experiment, history, metrics, store.run_path(identity), load_model)
     with store.lock(run.path), store.signed_lock(run.path):
         store.write_run(run)
@@ -96,19 +97,20 @@ def convert_bank() -> Iterator[tuple[str, str]]:
     """
     for name in config_names():
         experiments = banked_sweep(name)
-        if not experiments or not (results_folder() / f"{name}.csv").is_file():
+        if not experiments or not (results.results_folder() / f"{name}.csv").is_file():
             continue
         bank = load_results(name)
-        named = [
-            settings_row(one) | {"data": load_experiment_data(one).title, "new": run_name(one)} for one in experiments
-        ]
+        named = []
+        for one in experiments:
+            with suppress(UnknownSetting):  # its teacher or backbone is still to be trained
+                named.append({"new": run_name(one), "data": load_experiment_data(one).title} | settings_row(one))
         named = tabulate(named)
         shared = [column for column in named if column in bank]
         named = without_unused_settings(named[~named.duplicated(shared, keep=False)])
         found = without_unused_settings(bank)[["run", *shared]].merge(named[["new", *shared]], on=shared)
         found = found.set_index("run")["new"]
         for table in (name, f"{name}_epochs"):
-            if (results_folder() / f"{table}.csv").is_file():
+            if (results.results_folder() / f"{table}.csv").is_file():
                 rows = load_results(table)
                 renamed = rows["run"].map(found).fillna(rows["run"])
                 if not renamed.equals(rows["run"]):

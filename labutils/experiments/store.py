@@ -268,8 +268,13 @@ def read_history(path: Path) -> History:
     return History([row | {"epoch": int(row["epoch"])} for row in rows])
 
 
-def read_model(weights: Path, build: Callable[[], nn.Module]) -> nn.Module:
+def read_model(weights: Path, build: Callable[[], nn.Module], *, keep: bool = False) -> nn.Module:
     """A run's model with its weights.
+
+    Args:
+        weights: their file, in the run's folder.
+        build: makes a model into which they fit.
+        keep: whether a damaged run stays where it is; one outside the store always does.
 
     Raises:
         StoreError: they can't be read, or do not fit the model.
@@ -285,7 +290,8 @@ def read_model(weights: Path, build: Callable[[], nn.Module]) -> nn.Module:
         raise StoreError(f"{weights} can't be read ({error}). Remedy: run the experiment again") from error
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        outcome = set_aside(weights.parent) if weights.parents[1] == store_root() else "it stays where it is"
+        keep = keep or weights.parents[1] != store_root()
+        outcome = "it stays where it is" if keep else set_aside(weights.parent)
         remedy = "run the experiment again, which then trains it anew"
         raise StoreError(f"{weights} is damaged ({reason}); {outcome}. Remedy: {remedy}") from error
     return model

@@ -27,11 +27,11 @@ def test_what_varies_is_found():
 
 
 def test_the_bank_stands_in_for_an_empty_store(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("labutils.cli.report.kept_run", lambda experiment: None)  # 216 times the same question
+    monkeypatch.setattr("labutils.cli.report.kept_run", lambda experiment: None)  # 360 times the same question
     summary, files = report("mlp_depth_width", tmp_path, profile="laptop")
-    assert summary["n"].sum() == 216
+    assert summary["n"].sum() == 360
     assert {path.name for path in files} == {"runs.csv", "summary.csv", "depth_width.png"}
-    assert len(pd.read_csv(tmp_path / "runs.csv")) == 216
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 360
     assert (tmp_path / "depth_width.png").read_bytes().startswith(b"\x89PNG")
 
 

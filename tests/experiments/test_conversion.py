@@ -126,7 +126,6 @@ def test_banked_rows_get_the_names_that_their_runs_have_now(store, tmp_path, mon
     earlier = table.drop(columns="head_lr").assign(run=["old-1", "old-2"])
     stranger = earlier.iloc[:1].assign(depth=7, run="stranger")
     results.save_results("mlp_narrow", pd.concat([earlier, stranger]))
-    monkeypatch.setattr(conversion, "results_folder", lambda: tmp_path)
     assert list(convert_bank()) == [("mlp_narrow", "2 runs renamed")]
     assert lab.load_results("mlp_narrow")["run"].tolist() == [*table["run"], "stranger"]
     assert list(convert_bank()) == []

@@ -94,11 +94,11 @@ def test_what_is_banked_has_the_types_of_a_new_table(name):
             assert banked[setting].dtype == expected, setting
 
 
-def test_the_bank_holds_three_seeds_of_every_cell():
+def test_the_bank_holds_five_seeds_of_every_cell():
     bank = lab.load_results("mlp_depth_width")
     cells = bank.groupby(["depth", "width", "normalization", "scheduler"])["seed"].agg(set)
     assert len(cells) == 6 * 3 * 2 * 2
-    assert all(seeds == {0, 1, 2} for seeds in cells)
+    assert all(seeds == set(range(5)) for seeds in cells)
     assert set(bank["data"]) == {"MNIST"}
     assert set(bank["profile"]) == {"laptop"}
 
