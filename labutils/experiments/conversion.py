@@ -17,7 +17,6 @@ from labutils.experiments import results, store
 from labutils.experiments.configs import config_names, read_yaml
 from labutils.experiments.results import (
     load_results,
-    results_folder,
     save_results,
     settings_row,
     tabulate,
