@@ -153,8 +153,9 @@ def with_solutions(notebook):
         argument = re.search(rf"exercises\.{check}\((\w+)", solved.cells[asked].source)[1]
         answer = re.search(rf"exercises\.{check}\(([^\n]*?)[,)]", cell.source)[1].strip()
         body = cell.source.rpartition(f"lab.exercises.{check}(")[0]
-        checked = solved.cells[asked].source.rpartition(f"{argument} = None")
-        solved.cells[asked].source = f"{checked[0]}{body}\n{argument} = {answer}\n{checked[2]}"
+        source = solved.cells[asked].source
+        place = source.rfind("\n", 0, source.index(f"exercises.{check}(")) + 1  # the line that checks
+        solved.cells[asked].source = f"{source[:place]}{body}\n{argument} = {answer}\n{source[place:]}"
     return solved
 
 
