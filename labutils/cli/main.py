@@ -23,7 +23,6 @@ from labutils.training.history import Interrupted
 if TYPE_CHECKING:
     import pandas as pd
 
-NOTEBOOKS = ("01", "02", "03", "04", "05")
 BANKED_PROFILES = ("laptop", "full")  # at which the course's own results and checkpoints are made
 KEPT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
@@ -119,7 +118,7 @@ def complete_bank(options: argparse.Namespace, name: str, experiments: list[Expe
     try:
         failed = bool(left) and report_failures(sweeps.sweep(left, jobs=options.jobs, cluster=options.cluster))
     finally:
-        print(f"banked in {results.save_sweep(name, experiments)}")
+        print(f"banked in {results.save_sweep(name, experiments) or 'nothing: no run is whole'}")
     return int(failed)
 
 
@@ -196,8 +195,9 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from labutils.cli.verify import verify
+    from labutils.notebook.claims import notebooks_with_claims
 
-    for notebook in options.notebooks or NOTEBOOKS:
+    for notebook in options.notebooks or notebooks_with_claims():
         lines = verify(notebook, profile=options.profile, jobs=options.jobs, dry_run=options.dry_run)
         for line in lines:
             print(line, flush=True)

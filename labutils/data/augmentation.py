@@ -13,12 +13,8 @@ from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.data.device import moved
 
-CROP_MARGINS = {
-    "mild": 2,
-    "slight": 2,
-    "basic": 4,
-    "strong": 4,
-}  # pixels on each side; 4 in He et al. 2016, 2 in Jordan 2024
+# Pixels on each side: 4 in He et al. 2016, 2 in Jordan 2024.
+CROP_MARGINS = {"mild": 2, "slight": 2, "basic": 4, "strong": 4}
 AUGMENTATIONS = (None, *CROP_MARGINS)
 CUTOUT = 8  # pixels, a side of the square; DeVries & Taylor 2017 take 8 for CIFAR-100 and 16 for CIFAR-10
 JITTERED_ALIKE = 64  # images

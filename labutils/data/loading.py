@@ -266,9 +266,9 @@ def load_arrays(name: str, source: str, root: Path) -> tuple[dict[str, np.ndarra
             if source == "archive":
                 raise
             if path.exists():  # perhaps the reader's own: it is kept
+                print(f"{error}; fetching it again", file=sys.stderr)
                 with suppress(OSError):
-                    path.replace(path.with_suffix(".unusable"))
-                print(f"{error}; it is kept as {name}.unusable, and fetched again", file=sys.stderr)
+                    print(f"it is kept as {path.replace(path.with_suffix('.unusable')).name}", file=sys.stderr)
     try:
         return archives.download(name, root), "download"
     except OSError as error:

@@ -103,6 +103,8 @@ def convert_bank() -> Iterator[tuple[str, str]]:
         for one in experiments:
             with suppress(UnknownSetting):  # its teacher or backbone is still to be trained
                 named.append({"new": run_name(one), "data": load_experiment_data(one).title} | settings_row(one))
+        if not named:
+            continue
         named = tabulate(named)
         shared = [column for column in named if column in bank]
         named = without_unused_settings(named[~named.duplicated(shared, keep=False)])

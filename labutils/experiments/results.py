@@ -60,8 +60,8 @@ def banked_rows() -> dict[str, dict]:
     return {row["run"]: row for table in tables if "test_top1" in table for row in table.to_dict("records")}
 
 
-def save_sweep(name: str, experiments: Sequence[Experiment]) -> Path:
-    """Bank a sweep's runs from the store and from the bank itself; the path of its file.
+def save_sweep(name: str, experiments: Sequence[Experiment]) -> Path | None:
+    """Bank a sweep's runs from the store and from the bank itself; the path of its file, None while there are no runs.
 
     While some of the runs are nowhere yet, what was in the file stays in it.
     """
@@ -75,7 +75,7 @@ def save_sweep(name: str, experiments: Sequence[Experiment]) -> Path:
             rows[run] = row(kept)
     if len(rows) < len(found) and (results_folder() / f"{name}.csv").is_file():
         rows = {earlier["run"]: earlier for earlier in load_results(name).to_dict("records")} | rows
-    return save_results(name, tabulate(list(rows.values())))
+    return save_results(name, tabulate(list(rows.values()))) if rows else None
 
 
 def tabulate(rows: "Sequence[Mapping[str, object]] | pd.DataFrame") -> "pd.DataFrame":

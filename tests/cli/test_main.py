@@ -332,5 +332,8 @@ def test_a_sweep_goes_on_from_the_bank_and_banks_what_it_has_when_it_is_interrup
     assert "1 of 2 runs are in the bank" in capsys.readouterr().out
     assert results.load_results("mine")["depth"].tolist() == [1, 2]
     assert len([path for path in store.iterdir() if not path.name.startswith(".")]) == 1
+    assert main([*arguments, "--as", "none", "--optimizer", "sgd", "--lr", "1e30", "--epochs", "3"]) == 1
+    assert "banked in nothing" in capsys.readouterr().out
+    assert [path.stem for path in bank.iterdir()] == ["mine"]
     assert main([*arguments, "--optimizer", "sgd", "--lr", "1e30", "--epochs", "3"]) == 1
     assert results.load_results("mine")["depth"].tolist() == [1, 2], "a sweep that failed takes nothing away"

@@ -156,7 +156,10 @@ def test_a_damaged_archive_is_named_and_fetched_again(server, path, capsys, dama
         lab.load_data("mnist", source="archive", root=path.parent)
     data = lab.load_data("mnist", root=path.parent)
     assert data.source == "download"
-    assert "can't be read as MNIST" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "can't be read as MNIST" in said
+    assert "it is kept as mnist.unusable" in said
+    assert path.with_suffix(".unusable").read_bytes() == content
     assert UNPICKLED == []
     check_whole(archives.read_archive(path, "mnist"))
 

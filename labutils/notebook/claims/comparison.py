@@ -131,6 +131,11 @@ def values_of(runs: "pd.DataFrame", name: str) -> set[str]:
     return set(runs[name].map(canonical))
 
 
+def notebooks_with_claims() -> list[str]:
+    """The notebooks that have a YAML file of claims, such as "01"."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
 def read_comparisons(notebook: str) -> list[Comparison]:
     """The claims of a notebook, such as "01", that compare banked runs: those of its YAML file beside this module.
 
@@ -139,7 +144,7 @@ def read_comparisons(notebook: str) -> list[Comparison]:
     """
     path = FOLDER / f"{notebook}.yaml"
     if not path.is_file():
-        raise UnknownSetting(notebook, sorted(file.stem for file in FOLDER.glob("*.yaml")))
+        raise UnknownSetting(notebook, notebooks_with_claims())
     contents = parse_yaml(path.read_text(encoding="utf-8"))
     parts = [part.name for part in fields(Comparison)]
     comparisons = []
