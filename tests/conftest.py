@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import labutils as lab
+from labutils.training import Callback
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,20 @@ def one_thread():
 @pytest.fixture
 def experiment() -> lab.Experiment:
     return lab.Experiment.load("mlp_mnist", profile="smoke", depth=2, width=16, epochs=2)
+
+
+class InterruptAfter(Callback):
+    """Interrupts once, after so many epochs, such as 1.5."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def after_step(self, state):
+        if state.epochs >= self.epochs:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupt_after() -> type[InterruptAfter]:
+    """A callback that ends a training as Ctrl-C does."""
+    return InterruptAfter

@@ -14,7 +14,7 @@ from labutils.data.augmentation import augmented
 from labutils.data.loading import find_device
 from labutils.experiments import sweeps
 from labutils.methods.distillation import Distillation, Teacher, cached_answer, consistent_answer, mean_entropy
-from labutils.training import Callback, OutOfMemory
+from labutils.training import OutOfMemory
 from labutils.training.device import autocast, has_native_bf16, prepare, seeded
 
 GPU = find_device()
@@ -186,22 +186,11 @@ def test_the_same_training_gives_the_same_bits(recipe, few, shapes):
     assert all(torch.equal(first[1][name], again[1][name]) for name in first[1])
 
 
-class InterruptAfter(Callback):
-    """Interrupts once, after so many epochs, such as 1.5."""
-
-    def __init__(self, epochs):
-        self.epochs = epochs
-
-    def after_step(self, state):
-        if state.epochs >= self.epochs:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_resumed_it_ends_as_if_never_stopped(recipe, few, shapes, tmp_path):
+def test_resumed_it_ends_as_if_never_stopped(recipe, few, shapes, interrupt_after, tmp_path):
     whole, checkpoint = trained(recipe, few, shapes, GPU), tmp_path / "checkpoint"
     with pytest.raises(lab.Interrupted):
-        trained(recipe, few, shapes, GPU, callbacks=[InterruptAfter(2.4)], checkpoint=checkpoint)
+        trained(recipe, few, shapes, GPU, callbacks=[interrupt_after(2.4)], checkpoint=checkpoint)
     resumed = trained(recipe, few, shapes, GPU, checkpoint=checkpoint)
     assert resumed[0].equals(whole[0])
     assert all(torch.equal(resumed[1][name], whole[1][name]) for name in whole[1])

@@ -13,17 +13,6 @@ from labutils.training import Callback, Probe
 from labutils.training.checkpoints import load_tensors
 
 
-class InterruptAfter(Callback):
-    """Interrupts once, after so many epochs, such as 1.5."""
-
-    def __init__(self, epochs):
-        self.epochs = epochs
-
-    def after_step(self, state):
-        if state.epochs >= self.epochs:
-            raise KeyboardInterrupt
-
-
 def mlp(**settings):
     return lab.MLP(2, 12, **settings)
 
@@ -71,29 +60,31 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_interrupted_and_resumed_it_ends_as_if_never_stopped(case, few, shapes, one_thread, tmp_path):
+def test_interrupted_and_resumed_it_ends_as_if_never_stopped(case, few, shapes, one_thread, interrupt_after, tmp_path):
     data, build, settings = CASES[case]
     data, checkpoint = {"few": few, "shapes": shapes}[data], tmp_path / "checkpoint"
     whole = trained(data, build, settings)
     for epochs in (1.4, 2.7):  # twice: what has been resumed can be resumed again
         with pytest.raises(lab.Interrupted):
-            trained(data, build, settings, callbacks=[InterruptAfter(epochs)], checkpoint=checkpoint)
+            trained(data, build, settings, callbacks=[interrupt_after(epochs)], checkpoint=checkpoint)
     torch.manual_seed(99)
     assert_same(trained(data, build, settings, checkpoint=checkpoint), whole)
 
 
-def test_the_bits_would_show_a_resumption_that_forgot_the_optimizer(few, one_thread, tmp_path, monkeypatch):
+def test_the_bits_would_show_a_resumption_that_forgot_the_optimizer(
+    few, one_thread, interrupt_after, tmp_path, monkeypatch
+):
     """The tests above can fail: without what Adam remembers the rest of the training is another."""
     checkpoint = tmp_path / "checkpoint"
     whole = trained(few, mlp, {})
     with pytest.raises(lab.Interrupted):
-        trained(few, mlp, {}, callbacks=[InterruptAfter(1.4)], checkpoint=checkpoint)
+        trained(few, mlp, {}, callbacks=[interrupt_after(1.4)], checkpoint=checkpoint)
     monkeypatch.setattr(torch.optim.Adam, "load_state_dict", lambda self, state: None)
     with pytest.raises(AssertionError):
         assert_same(trained(few, mlp, {}, checkpoint=checkpoint), whole)
 
 
-def test_with_a_teacher_and_a_probe_it_ends_as_if_never_stopped(few, one_thread, tmp_path):
+def test_with_a_teacher_and_a_probe_it_ends_as_if_never_stopped(few, one_thread, interrupt_after, tmp_path):
     torch.manual_seed(0)
     answer = cached_answer(lab.MLP(1, 8), few)
     batch = next(lab.batches(few.train, few, 16))
@@ -105,7 +96,7 @@ def test_with_a_teacher_and_a_probe_it_ends_as_if_never_stopped(few, one_thread,
 
     whole, checkpoint = taught(), tmp_path / "checkpoint"
     with pytest.raises(lab.Interrupted):
-        taught(InterruptAfter(2.2), checkpoint=checkpoint)
+        taught(interrupt_after(2.2), checkpoint=checkpoint)
     assert_same(taught(checkpoint=checkpoint), whole)
 
 
