@@ -71,6 +71,8 @@ def nothing_trains(store, monkeypatch):
 
     monkeypatch.setattr(running, "train", stop)
     monkeypatch.setattr(sweeps, "train_all", stop)
+    yield
+    running.cached_data.cache_clear()  # of grey images, which other tests would take for the stand-ins
 
 
 def check_ending(arguments, capsys):
