@@ -24,6 +24,7 @@ SCREENSHOTS = ROOT / "build" / "screenshots"
 # Headless, as root in a container, and quiet: nothing but the page is asked for.
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync"]  # fmt: skip
+expect.set_options(timeout=30_000)  # how long something may take to appear, on a busy machine, too
 SETTINGS = {
     # Every cell is in the page, wherever it is scrolled to; and no question for the kernel.
     "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
@@ -228,7 +229,7 @@ def train_and_stop(explorer):
         expect(explorer.get_by_role("img")).not_to_have_attribute("src", before, timeout=60_000)
         expect(train).to_be_disabled()
         expect(reset).to_be_disabled()
-        expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible(timeout=20_000)
+        expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible()
         explorer.get_by_role("slider", disabled=False).first.press(key)
         expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible()
         stop.click()
@@ -240,7 +241,7 @@ def train_for_a_while(page):
     """Let the first explorer train until the first piece of its curve is there."""
     explorer = page.locator(".labutils-explorer").first
     explorer.get_by_role("button", name="Train").click()
-    expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible(timeout=20_000)
+    expect(explorer.get_by_text(re.compile(r"epoch \d+ of 5000, .* left"))).to_be_visible()
     return explorer
 
 
@@ -263,6 +264,7 @@ def test_a_saved_notebook_shows_its_pictures_when_its_kernel_has_gone(jupyter, p
     explorer = train_for_a_while(page)
     explorer.get_by_role("button", name="Stop").click()
     expect(explorer.get_by_text("stopped early by you")).to_be_visible()
+    expect(explorer.get_by_role("button", name="Train")).to_be_enabled()  # by then the stand-in has the last picture
     expect(page.locator(".labutils-stand-in img").first).to_be_hidden()
     for item in ("Restart Kernel…", "Shut Down Kernel"):
         pick(page, "File", "Save Notebook")
