@@ -1,9 +1,23 @@
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
+from playwright.sync_api import Error, expect, sync_playwright
 
 import labutils as lab
 from labutils.experiments import store as runs
 from labutils.training import Callback
+
+ROOT = Path(__file__).parents[1]
+SCREENSHOTS = ROOT / "build" / "screenshots"
+# Headless, as root in a container, and quiet: nothing but the page is asked for.
+CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync"]  # fmt: skip
+AXE = "axe-core@4.12"
+expect.set_options(timeout=30_000)  # how long something may take to appear, on a busy machine, too
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +63,44 @@ class InterruptAfter(Callback):
 def interrupt_after() -> type[InterruptAfter]:
     """A callback that ends a training as Ctrl-C does."""
     return InterruptAfter
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
+        except Error as error:
+            if os.environ.get("CHROMIUM"):
+                raise
+            pytest.skip(f"no Chromium: install your system's, or `playwright install chromium` ({error.message[:80]})")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, request):
+    """A page of the browser, which notes what is complained about, and keeps a picture of its end."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    page.complaints = []
+    page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    yield page
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{request.node.name}.png")
+    page.close()
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """axe-core, which finds what people with a screen reader, a keyboard or weak eyes can't use."""
+    path = os.environ.get("AXE") or ROOT / "build" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
+    if not Path(path).is_file():
+        command = ["npm", "install", "--prefix", str(ROOT / "build" / "npm"), "--no-audit", "--no-fund", AXE]
+        online = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        try:
+            subprocess.run(command, env=online, check=True, timeout=120, capture_output=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            pytest.skip(f"no axe-core: npm can't install it ({error}); or give its axe.min.js as $AXE")
+    return Path(path).read_text()

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,17 +13,13 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbconvert.preprocessors import ClearOutputPreprocessor
-from playwright.sync_api import Error, expect, sync_playwright
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SCREENSHOTS = ROOT / "build" / "screenshots"
-# Headless, as root in a container, and quiet: nothing but the page is asked for.
-CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync"]  # fmt: skip
-expect.set_options(timeout=30_000)  # how long something may take to appear, on a busy machine, too
 SETTINGS = {
     # Every cell is in the page, wherever it is scrolled to; and no question for the kernel.
     "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
@@ -41,20 +36,6 @@ EXPLORERS = (
 )
 # So many epochs that there is something left to stop.
 LONG = (r"(Explorer\(\s+experiment(\.override\(.*?\))?),", r"\1.override(epochs=5000),")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
-        except Error as error:
-            if os.environ.get("CHROMIUM"):
-                raise
-            pytest.skip(f"no Chromium: install your system's, or `playwright install chromium` ({error.message[:80]})")
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -107,18 +88,6 @@ def jupyter(folder):
             yield address
         finally:
             server.terminate()
-
-
-@pytest.fixture
-def page(browser, request):
-    page = browser.new_page(viewport={"width": 1300, "height": 1000})
-    page.complaints = []
-    page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    yield page
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{request.node.name}.png")
-    page.close()
 
 
 def open_notebook(page, address, name, *, kernel=True):
@@ -304,28 +273,6 @@ def test_running_a_cell_again_takes_over_what_it_has_in_training(jupyter, page):
     explorer.get_by_role("button", name="Stop").click()
     expect(explorer.get_by_text("stopped early by you")).to_be_visible()
     expect(explorer.get_by_role("button", name="Train")).to_be_enabled()
-
-
-@pytest.fixture(scope="module")
-def axe():
-    """axe-core, which finds what people with a screen reader, a keyboard or weak eyes can't use."""
-    path = os.environ.get("AXE") or ROOT / "build" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
-    if not Path(path).is_file():
-        command = [
-            "npm",
-            "install",
-            "--prefix",
-            str(ROOT / "build" / "npm"),
-            "--no-audit",
-            "--no-fund",
-            "axe-core@4.12",
-        ]
-        online = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-        try:
-            subprocess.run(command, env=online, check=True, timeout=120, capture_output=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            pytest.skip(f"no axe-core: npm can't install it ({error}); or give its axe.min.js as $AXE")
-    return Path(path).read_text()
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])

@@ -1,25 +1,18 @@
 """The course as a whole: execute its notebooks, publish them as pages, hand them out without solutions."""
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import jinja2
 import nbformat
-import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from nbconvert import HTMLExporter
-from nbconvert.filters import markdown2html
 from nbconvert.preprocessors import ClearOutputPreprocessor, TagRemovePreprocessor
 
-from labutils.experiments.provenance import provenance
 from labutils.files import home
 
 NOTEBOOKS = home() / "notebooks"
-TEMPLATES = Path(__file__).parent / "templates"
 CELL_TIMEOUT_S = {"smoke": 120, "laptop": 1_800, "full": 86_400}
 SOLUTION_NOTE = ", and a solution in the folded cell below it (click the bar)"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -37,39 +30,32 @@ def execute_course(profile: str, folder: Path) -> Iterator[Path]:
         folder: where the executed copies go, and in its folder `site` their pages; made if absent.
 
     Yields:
-        The executed copy and the page of each notebook, in the course's order, and last the site's front page.
+        The executed copy of each notebook, in the course's order, and last the site's front page.
 
     Raises:
-        NotebookFailed: a cell failed; the copies and pages before are there, and the copy that failed.
+        NotebookFailed: a cell failed; the copies before are there, and the copy that failed.
+        SiteFailed: the site has a fault, such as a link that leads nowhere.
+        ModuleNotFoundError: what writes the site is not installed.
     """
-    site = folder / "site"
-    site.mkdir(parents=True, exist_ok=True)
+    from labutils.cli.site import build_site  # here: what it imports is not needed for anything else
+
+    folder.mkdir(parents=True, exist_ok=True)
     notebooks = read_notebooks()
-    titles = {path: title_of(notebook) for path, notebook in notebooks.items()}
     for path, notebook in notebooks.items():
-        copy, page = folder / path.name, site / f"{path.stem}.html"
+        copy = folder / path.name
         try:
             execute(notebook, profile)
         except CellExecutionError as error:
             raise NotebookFailed(f"{path.name}: {error.ename}: {error.evalue} (its traceback is in {copy})") from error
         finally:
             nbformat.write(notebook, copy)
-        page.write_text(as_page(notebook, path, titles), encoding="utf-8")
         yield copy
-        yield page
-    front = site / "index.html"
-    front.write_text(front_page(notebooks, profile), encoding="utf-8")
-    yield front
+    yield build_site(notebooks, profile, folder)
 
 
 def read_notebooks() -> dict[Path, nbformat.NotebookNode]:
     """The course's notebooks in order, by their paths."""
     return {path: nbformat.read(path, as_version=4) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
-
-
-def title_of(notebook: nbformat.NotebookNode) -> str:
-    """A notebook's heading."""
-    return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
 
 
 def execute(notebook: nbformat.NotebookNode, profile: str) -> nbformat.NotebookNode:
@@ -90,30 +76,6 @@ def execute(notebook: nbformat.NotebookNode, profile: str) -> nbformat.NotebookN
             if output.get("data", {}).pop(WIDGET, None) and not output["data"]:
                 cell.outputs.remove(output)  # its picture is an output of its own
     return notebook
-
-
-def as_page(notebook: nbformat.NotebookNode, path: Path, titles: dict[Path, str]) -> str:
-    """A notebook as an HTML page that needs no other file and no network, with links to its neighbours."""
-    paths = list(titles)
-    place = paths.index(path)
-    links = {"The course": "index.html"}
-    links |= {f"← {titles[before]}": f"{before.stem}.html" for before in paths[:place][-1:]}
-    links |= {f"{titles[after]} →": f"{after.stem}.html" for after in paths[place + 1 :][:1]}
-    exporter = HTMLExporter(extra_template_basedirs=[str(TEMPLATES)], template_name="course")
-    return exporter.from_notebook_node(notebook, {"links": links, "metadata": {"name": titles[path]}})[0]
-
-
-def front_page(notebooks: dict[Path, nbformat.NotebookNode], profile: str) -> str:
-    """The site's first page: each notebook's title and opening paragraph."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
-    pages = []
-    for path, notebook in notebooks.items():
-        paragraphs = re.split(r"\n\s*\n", notebook.cells[0].source)
-        summary = markdown2html(paragraphs[1]) if len(paragraphs) > 1 else ""
-        pages.append({"address": f"{path.stem}.html", "title": title_of(notebook), "summary": summary})
-    return environment.get_template("front.html.j2").render(
-        pages=pages, profile=profile, **provenance(torch.device("cpu"))
-    )
 
 
 def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

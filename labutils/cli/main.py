@@ -223,8 +223,11 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def course(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from labutils.cli.course import execute_course
 
-    for path in execute_course(options.profile, options.to):
-        print(path, flush=True)
+    try:
+        for path in execute_course(options.profile, options.to):
+            print(path, flush=True)
+    except ModuleNotFoundError as error:
+        return complain(f"{error}: the site needs the extra `site` (pip install 'labutils[site]')", 1)
     return 0
 
 
