@@ -161,6 +161,8 @@ class BatchNorm(nn.Module):
         running=True,
         momentum=0.1,
         root=None,
+        through=True,
+        updated=False,
     ):
         super().__init__()
         self.root = root or (lambda var: (var + 1e-5).sqrt())
@@ -169,12 +171,15 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.axes, self.biased, self.kept_biased = axes, biased, kept_biased
         self.frozen, self.running, self.momentum = frozen, running, momentum
+        self.through, self.updated = through, updated
 
     def forward(self, x):
         mean, var = x.mean(self.axes, keepdim=True), x.var(self.axes, correction=int(not self.biased), keepdim=True)
         if self.training or not self.frozen:
             self.update(x)
-        if not self.training and self.running:
+        if not self.through:
+            mean, var = mean.detach(), var.detach()
+        if (not self.training and self.running) or self.updated:
             mean, var = (tensor.view(-1, 1, 1) for tensor in (self.running_mean, self.running_var))
         return (x - mean) / self.root(var) * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
@@ -223,6 +228,12 @@ class Block(nn.Module):
         return self.wire(y, self.skip(x))
 
 
+class NormTwice(Block):
+    def forward(self, x):
+        y = self.norm1(self.conv2(self.norm1(self.conv1(x)).relu()))
+        return (y + self.skip(x)).relu()
+
+
 def block_with(**options):
     return lambda inputs, width, stride: Block(inputs, width, stride, **options)
 
@@ -253,8 +264,14 @@ def freeze(net, stages, norms=True, learning=None, thaw=True):
     return net
 
 
-def probe(features, labels, classes, decay, steps=300, detach=True, half=1 / 2):
-    head = nn.Linear(features.shape[1], classes)
+def set_on_modules(net, stages):
+    for part in (net.stem, *net.stages, net.head):
+        part.requires_grad = part is net.head
+    return net.train()
+
+
+def probe(features, labels, classes, decay, steps=300, detach=True, half=1 / 2, bias=True):
+    head = nn.Linear(features.shape[1], classes, bias=bias)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     features = features.detach() if detach else features
     for _ in range(steps):
@@ -272,6 +289,14 @@ def distillation(student, teacher, labels, temperature, alpha, power=2, swapped=
     divergence = mean(p * (p.log() - q.log()), dim=1).mean()
     hard = F.cross_entropy(student / (temperature if hard_at is None else hard_at), labels)
     return (1 - alpha) * hard + alpha * divergence * temperature**power
+
+
+def kl_div(
+    student, teacher, labels, temperature, alpha, reduction="batchmean", log=True, dim=1, teachers=None, students=None
+):
+    q, p = (teacher / (teachers or temperature)).softmax(dim), (student / (students or temperature)).softmax(dim)
+    divergence = F.kl_div(p.log() if log else p, q, reduction=reduction)
+    return (1 - alpha) * F.cross_entropy(student, labels) + alpha * divergence * temperature**2
 
 
 def cached_teacher(teacher, images, batch_size, mode=False, again=False, drop=0, no_grad=True, lookup=lambda i: i):
@@ -441,7 +466,14 @@ WRONG = {  # by what the verdict has to say
         "height comes before": lambda *given, **o: (
             convolution(*given, **o).transpose(2, 3).reshape(convolution(*given, **o).shape)
         ),
-        "off by up to": with_options(convolution, order=lambda weight: weight.permute(0, 2, 3, 1).flatten(1)),
+        "in another order than a patch's": with_options(
+            convolution, order=lambda weight: weight.permute(0, 2, 3, 1).flatten(1)
+        ),
+        "places and channels are mixed up": lambda *given, **o: (
+            convolution(*given, **o).flatten(2).transpose(1, 2).reshape(convolution(*given, **o).shape)
+        ),
+        "the formula sums them": with_options(convolution, order=lambda weight: weight.flatten(1) / weight[0].numel()),
+        "off by up to": with_options(convolution, order=lambda weight: weight.flatten(1).flip(0)),
     },
     "check_batch_norm": {
         "in evaluation mode your running_mean changed": norm_with(frozen=False),
@@ -455,6 +487,8 @@ WRONG = {  # by what the verdict has to say
         "holds on to the batch": GraphKeeping,
         "running_mean should be a buffer": Unregistered,
         "weight and bias should be learnt": lambda channels: nn.BatchNorm2d(channels, affine=False),
+        "but not its gradient": norm_with(through=False),
+        "statistics just updated": norm_with(updated=True),
         "eps belongs under": norm_with(root=lambda var: var.sqrt() + 1e-5),
     },
     "check_residual_block": {
@@ -463,7 +497,11 @@ WRONG = {  # by what the verdict has to say
         "the skip is left out": block_with(wire=lambda y, skip: y.relu()),
         "ReLU between the two": block_with(between=lambda y: y),
         "has it the block's stride?": block_with(skip_stride=1),
-        "has no skip.0.weight": block_with(project=False),
+        "stride 2: the module has no skip.0.weight": block_with(project=False),
+        "3 -> 3 channels, stride 2: the module has no skip.0.weight": lambda inputs, width, stride: Block(
+            inputs, width, stride, project=inputs != width
+        ),
+        "norm1 is used twice": NormTwice,
         "the module has skip.0.weight, which nothing needs": block_with(project=True),
         "the module has conv1.bias": block_with(bias=True),
     },
@@ -487,6 +525,7 @@ WRONG = {  # by what the verdict has to say
         "head.weight should learn": with_options(freeze, learning=lambda net, n: net.stages[4 - n :] if n else []),
         "and still learns": with_options(freeze, learning=lambda net, n: [net.head, *net.stages[: max(n, 0)]]),
         "should learn, and is frozen": with_options(freeze, thaw=False),
+        "call part.requires_grad_(": set_on_modules,
         "expected back": lambda net, stages: freeze(copy.deepcopy(net), stages),
     },
     "check_probe": {
@@ -494,6 +533,8 @@ WRONG = {  # by what the verdict has to say
         "detach() them": with_options(probe, detach=False),
         "its weights are too long": with_options(probe, half=0, steps=1000),
         "take more steps": with_options(probe, half=5),
+        "not decay / 2 times": with_options(probe, half=1),
+        "needs a bias": with_options(probe, bias=False),
         "Linear(": lambda features, labels, classes, decay: nn.Linear(classes, features.shape[1]),
     },
     "check_distillation_loss": {
@@ -505,6 +546,14 @@ WRONG = {  # by what the verdict has to say
         ),
         "softened, too": with_options(distillation, hard_at=None),
         "averaged over the classes": with_options(distillation, mean=torch.mean),
+        "average over them": lambda *given, **settings: kl_div(*given, **settings, reduction="sum"),
+        "log-probabilities first": lambda *given, **settings: kl_div(*given, **settings, log=False),
+        "(dim=0)": with_options(kl_div, dim=0),
+        "only the student's logits": with_options(kl_div, teachers=1),
+        "only the teacher's logits": with_options(kl_div, students=1),
+        "T^2 belongs to": lambda *given, temperature, alpha: (
+            temperature**2 * distillation(*given, temperature, alpha, power=0)
+        ),
         "can't go through": lambda *given, **settings: distillation(*given, **settings).item(),
     },
     "check_cached_teacher": {
@@ -520,6 +569,7 @@ WRONG = {  # by what the verdict has to say
         "T divides them": with_options(temperature_scaling, inverse=True),
         "nothing is mended": lambda logits, labels: 1.0,
         "at your T = 3": lambda logits, labels: 3.0,
+        "Search more finely": lambda logits, labels: 1.1 * temperature_scaling(logits, labels),
         "above 0 is expected": lambda logits, labels: -1,
     },
 }

@@ -152,6 +152,9 @@ def test_activation_maps_are_checked_against_the_nets_own():
 
     assert exercises.check_activation_maps(right)
     assert exercises.check_activation_maps(lambda maps, weight: (weight @ maps.flatten(2)).unflatten(2, maps.shape[2:]))
+    assert_rejected(
+        exercises.check_activation_maps(lambda maps, weight: right(maps, weight).flip(3)), "not at the places"
+    )
     for wrong in (
         None,
         lambda maps, weight: right(maps, weight).mean((2, 3)),  # the logits
@@ -163,10 +166,10 @@ def test_activation_maps_are_checked_against_the_nets_own():
         assert not exercises.check_activation_maps(wrong)
 
 
-def with_new_head(net, classes, *, in_place=False, learning=True, size=None):
+def with_new_head(net, classes, *, in_place=False, learning=True, size=None, bias=True):
     other = net if in_place else copy.deepcopy(net)
     other.requires_grad_(requires_grad=not learning)
-    other.head = torch.nn.Linear(other.head.in_features, size or classes)
+    other.head = torch.nn.Linear(other.head.in_features, size or classes, bias=bias)
     return other
 
 
@@ -177,6 +180,7 @@ def test_a_new_head_is_checked_by_what_must_stay():
         (lambda net, classes: with_new_head(net.requires_grad_(requires_grad=False), classes), "is frozen now"),
         (lambda net, classes: with_new_head(copy.copy(net), classes, in_place=True), "has changed"),
         (lambda net, classes: with_new_head(net, classes, learning=False), "only the head"),
+        (lambda net, classes: with_new_head(net, classes, bias=False), "has no bias"),
         (
             lambda net, classes: with_new_head(net, classes, size=10),
             "for 7 classes of the shape (4, 7)",
@@ -194,13 +198,23 @@ def test_the_nearest_mean_is_checked_against_distances():
         means = torch.stack([train[labels == number].mean(dim=0) for number in labels.unique()])
         return torch.cdist(others, means).argmin(dim=1)
 
+    def scored(score):
+        """The class whose mean has the highest score."""
+        return lambda train, labels, others: score(
+            others, torch.stack([train[labels == number].mean(dim=0) for number in range(5)])
+        ).argmax(dim=1)
+
     assert exercises.check_nearest_mean(right)
+    for wrong, word in (
+        (lambda train, labels, others: labels[torch.cdist(others, train).argmin(dim=1)], "nearest training feature"),
+        (scored(lambda others, means: others @ means.T), "a dot product is no distance"),  # the longest mean wins
+        (scored(lambda others, means: torch.cosine_similarity(others[:, None], means, dim=2)), "directions"),
+        (scored(torch.cdist), "the farthest mean"),
+        (scored(lambda others, means: -torch.cdist(others, means, p=1)), "have a nearer mean"),
+    ):
+        assert_rejected(exercises.check_nearest_mean(wrong), word)
     for wrong in (
         None,
-        lambda train, labels, others: labels[torch.cdist(others, train).argmin(dim=1)],  # one neighbour
-        lambda train, labels, others: (
-            others @ torch.stack([train[labels == number].mean(dim=0) for number in range(5)]).T
-        ).argmax(dim=1),  # the longest mean wins
         lambda train, labels, others: torch.cdist(others, train).argmin(dim=1),  # a row, not a class
         lambda train, labels, others: right(train, labels, others)[:-1],
         fails,
@@ -236,6 +250,8 @@ def test_the_gradient_of_distillation_is_checked_against_autograd():
         (lambda s, t, by: distillation_gradient(s, t, by) / by**2, "T = 3: you forget T^2"),
         (lambda s, t, by: distillation_gradient(s, t, by) * by, "one T cancels"),
         (lambda s, t, by: by * distillation_gradient(s, t, 1), "T = 3: at this temperature"),
+        (lambda s, t, by: distillation_gradient(s, t, by) / s.shape[1], "not over the classes"),
+        (lambda s, t, by: by * ((s / by).softmax(0) - (t / by).softmax(0)) / len(s), "(dim=0)"),
         (lambda s, t, by: None, "not None"),
         (fails, "TypeError"),
     ):
@@ -258,7 +274,7 @@ def test_a_temperature_is_checked_by_the_entropy_it_gives():
 
 
 def test_the_calibration_error_is_checked_bin_by_bin():
-    def right(logits, labels, bins, *, weighted=True):
+    def right(logits, labels, bins, *, weighted=True, distance=abs, together=sum):
         confidence, found = logits.softmax(1).max(1)
         right = (found == labels).float()
         gaps = []
@@ -266,13 +282,23 @@ def test_the_calibration_error_is_checked_bin_by_bin():
             inside = (confidence * bins).long().clamp_max(bins - 1) == number
             if inside.any():
                 share = inside.float().mean() if weighted else 1 / bins
-                gaps.append(share * (confidence[inside].mean() - right[inside].mean()).abs())
-        return sum(gaps).item()
+                gaps.append(share * distance(confidence[inside].mean() - right[inside].mean()))
+        return together(gaps).item()
+
+    def with_options(**options):
+        return lambda logits, labels, bins: right(logits, labels, bins, **options)
 
     assert exercises.check_calibration_error(right)
+    for wrong, word in (
+        (with_options(weighted=False), "all bins count alike, empty ones too"),
+        (with_options(distance=lambda gap: gap), "take each bin's absolute difference"),
+        (lambda logits, labels, bins: bins * right(logits, labels, bins, weighted=False, together=max), "the largest"),
+        (with_options(distance=lambda gap: 100 * abs(gap)), "in per cent"),
+        (with_options(distance=torch.square), "with 1 bins the error is"),
+    ):
+        assert_rejected(exercises.check_calibration_error(wrong), word)
     for wrong in (
         None,
-        lambda logits, labels, bins: right(logits, labels, bins, weighted=False),
         lambda logits, labels, bins: right(logits, labels, 15),
         lambda logits, labels, bins: (logits.argmax(1) != labels).float().mean().item(),
         fails,

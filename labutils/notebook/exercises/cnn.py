@@ -30,6 +30,7 @@ def check_convolution(answer: Callable[..., torch.Tensor] | None) -> Verdict:
         images = torch.randn(3, channels, draw.randint(7, 8), draw.randint(9, 11))
         weight = torch.randn(outputs, channels, kernel, kernel)
         expected = F.conv2d(images, weight, stride=stride, padding=padding)
+        patches = F.unfold(images, kernel, stride=stride, padding=padding)
         where = f"stride {stride}, padding {padding}"
         mistakes = {
             f"{where}: the kernel is turned round; here a convolution multiplies without turning it": (
@@ -42,6 +43,13 @@ def check_convolution(answer: Callable[..., torch.Tensor] | None) -> Verdict:
             f"{where}: the places of the output are in the wrong order; the height comes before the width": (
                 expected.transpose(2, 3).reshape(expected.shape)
             ),
+            f"{where}: places and channels are mixed up: before you reshape, the shape is (N, O, places)": (
+                expected.flatten(2).transpose(1, 2).reshape(expected.shape)
+            ),
+            f"{where}: a kernel's weights are in another order than a patch's pixels: channels, rows, columns": (
+                (weight.permute(0, 2, 3, 1).flatten(1) @ patches).reshape(expected.shape)
+            ),
+            f"{where}: the products are averaged; the formula sums them": expected / weight[0].numel(),
             f"{where}: the stride is left out": F.conv2d(images, weight, padding=padding),
             f"{where}: the padding is left out": F.conv2d(images, weight, stride=stride),
         }
@@ -101,6 +109,9 @@ def check_training_mode(
 
     mistakes = {
         "in training mode you normalise by the running statistics; it takes the batch's own": normalised(*running),
+        "you normalise by the running statistics just updated; in training mode it takes the batch's own": (
+            normalised(running[0].lerp(mean, 0.1), running[1].lerp(variance * count / (count - 1), 0.1))
+        ),
         "each image is normalised by itself; the statistics are over images, rows and columns (dim=(0, 2, 3))": (
             normalised(alone, alone_variance)
         ),
@@ -114,8 +125,10 @@ def check_training_mode(
         "eps belongs under the root, beside the variance": (maps - mean) / (variance.sqrt() + eps) * weight + bias,
         "weight and bias are left out": (maps - mean) / (variance + eps).sqrt(),
     }
-    given, expected = call(norm, maps.clone().requires_grad_()), reference(maps)
+    leaf = maps.clone().requires_grad_()
+    given, expected = call(norm, leaf), reference(leaf)
     compare(given, expected, "in training mode the output", mistakes, tolerance=LOOSE)
+    check_norm_gradient(given, expected, leaf)
     updated, held, momentum = reference.state_dict(), call(lambda: dict(norm.named_buffers())), 0.1
     for name, statistic in (("running_mean", mean), ("running_var", variance * count / (count - 1))):
         flat = statistic.flatten()
@@ -132,6 +145,18 @@ def check_training_mode(
         compare(held.get(name), updated[name], f"{name} after a batch", mistakes)
         if held[name].requires_grad:
             raise Rejected(f"{name} holds on to the batch it came from: compute it under torch.no_grad(), or detach()")
+
+
+def check_norm_gradient(given: object, expected: torch.Tensor, maps: torch.Tensor) -> None:
+    """Raise Rejected unless the gradient of a normalization's output with respect to its maps is the right one."""
+    weights = torch.randn_like(maps)
+    (right,) = torch.autograd.grad(expected, maps, weights)
+    through = getattr(given, "requires_grad", False)
+    if not through or not alike(call(lambda: torch.autograd.grad(given, maps, weights))[0], right, LOOSE):
+        raise Rejected(
+            "the output is right, but not its gradient: the batch's mean and variance depend on the maps, too, so only "
+            "the update of the running statistics belongs under torch.no_grad()"
+        )
 
 
 def check_evaluation_mode(norm: nn.Module, reference: nn.Module, maps: torch.Tensor) -> None:
@@ -153,7 +178,7 @@ def check_residual_block(answer: Callable[[int, int, int], nn.Module] | None) ->
             has the layers 0 (a convolution) and 1 (its normalization) where the shape changes, and none elsewhere.
             Compared with labutils' own block of the same weights.
     """
-    for draw, (widens, stride) in zip(cases(), ((False, 1), (True, 2), (True, 1)), strict=True):
+    for draw, (widens, stride) in zip(cases(4), ((False, 1), (True, 2), (True, 1), (False, 2)), strict=True):
         inputs = draw.randint(3, 5)
         width = inputs + draw.randint(1, 3) if widens else inputs
         where = f"{inputs} -> {width} channels, stride {stride}"
@@ -162,8 +187,8 @@ def check_residual_block(answer: Callable[[int, int, int], nn.Module] | None) ->
         images = torch.randn(4, inputs, 8, 8)
         with torch.no_grad():
             check_skip(block, reference, images, where)
-            y = F.relu(reference.norm1(reference.conv1(images)))
-            y, skip = reference.norm2(reference.conv2(y)), reference.skip(images)
+            first = F.relu(reference.norm1(reference.conv1(images)))
+            y, skip = reference.norm2(reference.conv2(first)), reference.skip(images)
             linear = reference.norm2(reference.conv2(reference.norm1(reference.conv1(images))))
             mistakes = {
                 f"{where}: the skip is added after the last ReLU; it belongs before it": y.relu() + skip,
@@ -171,6 +196,9 @@ def check_residual_block(answer: Callable[[int, int, int], nn.Module] | None) ->
                 f"{where}: the skip is left out": y.relu(),
                 f"{where}: the ReLU between the two convolutions is missing": (linear + skip).relu(),
                 f"{where}: the skip has a ReLU of its own": (y + skip.relu()).relu(),
+                f"{where}: norm1 is used twice; norm2 belongs after the second convolution": (
+                    (reference.norm1(reference.conv2(first)) + skip).relu()
+                ),
             }
             compare(call(block, images), (y + skip).relu(), f"{where}: the output", mistakes)
     return Verdict(True, "as labutils' block, with and without projection, with and without stride")
@@ -274,6 +302,8 @@ def check_activation_maps(answer: Callable[[torch.Tensor, torch.Tensor], torch.T
         answered = call(answer, net.feature_maps(images), net.head.weight.detach())
         expected = class_activation_maps(net, images) - net.head.bias.view(-1, 1, 1)
     given = read_tensor(answered, tuple(expected.shape), "a tensor of maps")
-    if not torch.allclose(given, expected.double(), atol=1e-4):
-        raise Rejected("the right shape, but the mean of a class's map over the places is not its logit")
-    return Verdict(True, "the mean of each map over the places is the class's logit, but for the bias")
+    if torch.allclose(given, expected.double(), atol=1e-4):
+        return Verdict(True, "the mean of each map over the places is the class's logit, but for the bias")
+    if torch.allclose(given.mean(dim=(2, 3)), expected.mean(dim=(2, 3)).double(), atol=1e-4):
+        raise Rejected("the mean of each map is its logit, but the values are not at the places where they belong")
+    raise Rejected("the right shape, but the mean of a class's map over the places is not its logit")

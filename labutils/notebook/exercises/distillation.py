@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.methods.distillation import distillation_loss, mean_entropy
-from labutils.methods.probes import calibration_error
+from labutils.methods.probes import calibration, calibration_error
 from labutils.notebook.exercises import ours
 from labutils.notebook.exercises.comparing import cases, check_gradient, compare
 from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, shown
@@ -17,6 +17,7 @@ from labutils.training.device import seeded
 LOSS_TOLERANCE = 1e-3  # relative
 ENTROPY_TOLERANCE = 0.02  # nats
 TEMPERATURE_TOLERANCE = 0.02  # relative
+NEAR = 0.1  # relative, to which a temperature is near the best one
 COLDEST = 1e-300  # temperature by which logits can be divided
 
 
@@ -47,7 +48,7 @@ def wrong_distillations(
 ) -> dict[str, torch.Tensor]:
     """What a loss of distillation is that makes a known mistake."""
     p, q = (student / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
-    hard, soft = F.cross_entropy(student, labels), (q.exp() * (q - p)).sum(1).mean()
+    hard, soft = F.cross_entropy(student, labels), divergence(student / temperature, teacher / temperature)
     swapped, crossed = (p.exp() * (p - q)).sum(1).mean(), -(q.exp() * p).sum(1).mean()
     square, classes = temperature**2, student.shape[1]
     return {
@@ -67,7 +68,29 @@ def wrong_distillations(
             (1 - alpha) * hard + alpha * square * crossed
         ),
         "the two terms are added without their weights": hard + square * soft,
+        "T^2 belongs to the teacher's term alone": square * ((1 - alpha) * hard + alpha * soft),
+        "the divergence is summed over the images, too: average over them": (
+            (1 - alpha) * hard + alpha * square * len(student) * soft
+        ),
+        "softmax runs over the images (dim=0); it belongs over the classes": (
+            (1 - alpha) * hard + alpha * square * divergence(student / temperature, teacher / temperature, dim=0)
+        ),
+        "only the student's logits are divided by T; the teacher's are, too": (
+            (1 - alpha) * hard + alpha * square * divergence(student / temperature, teacher)
+        ),
+        "only the teacher's logits are divided by T; the student's are, too": (
+            (1 - alpha) * hard + alpha * square * divergence(student, teacher / temperature)
+        ),
+        "kl_div takes the student's log-probabilities first, not probabilities": (
+            (1 - alpha) * hard + alpha * square * (q.exp() * (q - p.exp())).sum(1).mean()
+        ),
     }
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """KL(teacher || student) of logits (B, classes), the mean over the images, with the softmax along `dim`."""
+    p, q = student.log_softmax(dim), teacher.log_softmax(dim)
+    return (q.exp() * (q - p)).sum(1).mean()
 
 
 @check
@@ -140,6 +163,10 @@ def check_temperature_scaling(answer: Callable[[torch.Tensor, torch.Tensor], flo
             raise Rejected(f"you give {found:.3f}, by which logits are to be multiplied; T divides them: {best:.3f}")
         if found == 1:
             raise Rejected(f"at T = 1 nothing is mended; T = {best:.3f} has the least cross-entropy")
+        if math.isclose(found, best, rel_tol=NEAR):
+            raise Rejected(
+                f"your T = {found:.3f} is near; the least cross-entropy is at {best:.3f}. Search more finely"
+            )
         losses = [F.cross_entropy(logits / by, labels).item() for by in (found, best)]
         raise Rejected(
             f"at your T = {found:.3g} the cross-entropy is {losses[0]:.3f}, and {losses[1]:.3f} at T = {best:.3f}"
@@ -173,6 +200,10 @@ def check_distillation_gradient(answer: Callable[..., torch.Tensor] | None) -> V
             "at this temperature the softmax is to be taken of logits / T": (
                 temperature * (student.detach().softmax(1) - teacher.softmax(1)) / count
             ),
+            "softmax runs over the images (dim=0); it belongs over the classes": (
+                temperature * ((student.detach() / temperature).softmax(0) - (teacher / temperature).softmax(0)) / count
+            ),
+            "the mean is over the images, not over the classes as well": expected / classes,
         }
         mistakes = {f"T = {temperature:g}: {message}": wrong for message, wrong in mistakes.items()}
         given = call(answer, student.detach(), teacher, temperature)
@@ -213,6 +244,21 @@ def check_calibration_error(answer: Callable[[torch.Tensor, torch.Tensor, int], 
     for bins in (1, 5, 15):
         given = read_number(call(answer, logits, labels, bins))
         expected = calibration_error(logits, labels, bins=bins)
-        if not math.isclose(given, expected, rel_tol=LOSS_TOLERANCE):
-            raise Rejected(f"with {bins} bins the error is {expected:.4f}, yours: {given:.4f}")
+        if math.isclose(given, expected, rel_tol=LOSS_TOLERANCE):
+            continue
+        table = calibration(logits, labels, bins=bins)
+        distances = (table["confidence"] - table["accuracy"]).abs()
+        mistakes = {
+            "bins that are too sure and too unsure cancel: take each bin's absolute difference": (
+                table["share"] @ (table["confidence"] - table["accuracy"])
+            ),
+            "all bins count alike; each counts by its share of the answers": distances.mean(),
+            "all bins count alike, empty ones too; each counts by its share of the answers": distances.sum() / bins,
+            "that is the largest of the bins' errors; their mean, by their shares, is asked for": distances.max(),
+            "that is in per cent; a share from 0 to 1 is asked for": 100 * expected,
+        }
+        for message, wrong in mistakes.items():
+            if math.isclose(abs(given), abs(wrong), rel_tol=LOSS_TOLERANCE):
+                raise Rejected(f"with {bins} bins: {message}")
+        raise Rejected(f"with {bins} bins the error is {expected:.4f}, yours: {given:.4f}")
     return Verdict(True, "bins without images count for nothing, and the others by their share")

@@ -11,13 +11,14 @@ from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.models.resnet import ResNet
 from labutils.notebook.exercises import ours
-from labutils.notebook.exercises.comparing import cases
+from labutils.notebook.exercises.comparing import alike, cases
 from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_tensor, shown
 from labutils.notebook.finished import check_finished
 from labutils.training.device import seeded
 
 CAUGHT_UP = 0.01  # of an accuracy read off a line
 TRAINED = 0.01  # nats above the least objective, at which a probe counts as trained
+DOUBLED = 0.05  # relative to the largest weight, to which weights are those of a doubled decay
 
 
 @check
@@ -94,6 +95,8 @@ def check_freeze(answer: Callable[[nn.Module, int], nn.Module] | None) -> Verdic
         for stages in order:  # on the same network: what was frozen may have to learn again
             if call(answer, net, stages) is not net:
                 raise Rejected("the network that you were given is expected back, changed in place")
+            if any("requires_grad" in vars(module) for module in net.modules()):
+                raise Rejected("`part.requires_grad = ...` changes nothing in a module: call part.requires_grad_(...)")
             frozen = [stem, *parts[: len(parts) - stages]] if stages >= 0 else []
             check_frozen(net, {id(module) for part in frozen for module in part.modules()}, f"stages = {stages}")
     return Verdict(True, "what is frozen keeps its weights and statistics, and learns again when it is asked to")
@@ -149,11 +152,17 @@ def check_probe(answer: Callable[..., nn.Linear] | None) -> Verdict:
         if found <= least + TRAINED:
             continue
         reached = f"{found:.3f} nats where {least:.3f} can be had"
+        if head.bias is None:
+            raise Rejected(f"{reached}: a probe needs a bias, which nn.Linear has unless it is told otherwise")
         if found > 0.95 * math.log(classes) and lengths[0] < lengths[1]:
             raise Rejected(f"{reached}, and guessing has {math.log(classes):.3f}: the probe has not learnt anything")
         if lengths[0] > 1.2 * lengths[1]:
             raise Rejected(f"{reached}: its weights are too long. Does your loss have decay / 2 times their squares?")
-        raise Rejected(f"{reached}: take more steps or longer ones, and count the decay as decay / 2 times the squares")
+        if alike(head.weight, ours.probe(features, labels, classes, 2 * decay).weight, DOUBLED):
+            raise Rejected(f"{reached}: you count decay times the squares of the weights, not decay / 2 times")
+        raise Rejected(
+            f"{reached}: take more steps or longer ones; the cross-entropy is that of logits, without softmax"
+        )
     return Verdict(True, "no layer has a lower loss by more than a hundredth of a nat, and the features are untouched")
 
 
@@ -182,6 +191,8 @@ def check_new_head(answer: Callable[[torch.nn.Module, int], torch.nn.Module] | N
         kept = read_tensor(call(given.features, images), tuple(features.shape), "a tensor of features")
     if not torch.allclose(kept, features.double(), atol=1e-5):
         raise Rejected("the features are not those of the trained network any more")
+    if given.head.bias is None:
+        raise Rejected("the new head has no bias; the old one has")
     learning = [name for name, parameter in given.named_parameters() if parameter.requires_grad]
     if sorted(learning) != ["head.bias", "head.weight"]:
         raise Rejected(f"only the head should learn, not {', '.join(learning[:3]) or 'nothing'}")
@@ -211,6 +222,21 @@ def check_nearest_mean(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tenso
     given = read_tensor(call(answer, train, labels, others), (len(others),), "a tensor of classes")
     means = torch.stack([train[labels == number].mean(dim=0) for number in range(5)])
     expected = (others[:, None] - means).square().sum(dim=2).argmin(dim=1)
+    mistakes = {
+        "that is the class of the nearest training feature; the nearest mean is asked for": (
+            labels[torch.cdist(others, train).argmin(dim=1)]
+        ),
+        "that is the class of the farthest mean": torch.cdist(others, means).argmax(dim=1),
+        "you compare directions (cosine); the Euclidean distance is asked for": (
+            (F.normalize(others) @ F.normalize(means).T).argmax(dim=1)
+        ),
+        "a dot product is no distance: |q - m|^2 = |q|^2 + |m|^2 - 2 q.m needs |m|^2, too": (
+            (others @ means.T).argmax(dim=1)
+        ),
+    }
+    for message, classes in mistakes.items():
+        if given.equal(classes.double()):
+            raise Rejected(message)
     wrong = (given != expected).sum().item()
     if wrong:
         raise Rejected(f"{wrong} of {len(others)} features have a nearer mean than that of the class you say")
