@@ -101,6 +101,21 @@ def compare(
     raise Rejected(f"{names} is off by up to {distance:.3g}, where the largest number is {expected.abs().max():.3g}")
 
 
+def check_gradients(
+    given: object, expected: torch.Tensor, leaves: list[torch.Tensor], expected_leaves: list[torch.Tensor]
+) -> None:
+    """Raise Rejected unless gradients flow through a student's output to its leaves as through the expected output."""
+    found = [None] * len(leaves)
+    if isinstance(given, torch.Tensor) and given.requires_grad:
+        found = call(lambda: torch.autograd.grad(given.square().sum(), leaves, allow_unused=True))
+    right = torch.autograd.grad(expected.square().sum(), expected_leaves)
+    if not all(map(alike, found, right)):
+        raise Rejected(
+            "the output is right, but not the gradient that backward() finds through it: is part of it detached, or "
+            "computed under torch.no_grad()?"
+        )
+
+
 def check_gradient(loss: object, leaf: torch.Tensor, expected: torch.Tensor) -> None:
     """Raise Rejected unless a student's loss can be sent back to what it was computed from, and rightly."""
     if not isinstance(loss, torch.Tensor) or not loss.requires_grad:

@@ -3,7 +3,8 @@
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import pandas as pd
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 from labutils.models.counting import parameter_count
 from labutils.models.mlp import MLP
 from labutils.notebook.exercises import ours
-from labutils.notebook.exercises.comparing import build, cases, check_gradient, compare
+from labutils.notebook.exercises.comparing import build, cases, check_gradient, check_gradients, compare
 from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_numbers, shown
 from labutils.notebook.finished import check_finished
 
@@ -28,27 +29,35 @@ def check_mlp(answer: Callable[..., nn.Module] | None) -> Verdict:
         answer: a class of depth, width, in_features and classes, which gives logits (N, classes) for images
             (N, C, H, W). Compared with labutils' own MLP of the same weights.
     """
-    for draw in cases():
-        depth, width, classes = draw.randint(2, 4), draw.randint(6, 9), draw.randint(3, 5)
+    for draw, depth in zip(cases(), (3, 1, 2), strict=True):
+        width, classes, channels = draw.randint(6, 9), draw.randint(3, 5), draw.randint(2, 3)
         height, side = draw.randint(2, 3), draw.choice([5, 7])
-        sizes = {"depth": depth, "width": width, "in_features": height * side, "classes": classes}
+        sizes = {"depth": depth, "width": width, "in_features": channels * height * side, "classes": classes}
         model, reference = build(answer, **sizes), MLP(**sizes)
         take_parameters(reference, model, ", ".join(f"{name} {size}" for name, size in sizes.items()))
-        images = torch.randn(6, 1, height, side)
-        with torch.no_grad():
-            logits, linear = reference(images), images.flatten(1)
-            for layer in reference.layers:
-                linear = layer.linear(linear)
-            mistakes = {
-                "there is a ReLU after the head, too: logits may be negative": logits.relu(),
-                "there is no ReLU between the layers: without one, all of them together are one linear layer": (
-                    reference.head(linear)
-                ),
-                "you give probabilities, but logits are expected: the loss takes the softmax itself": logits.softmax(1),
-                "you give log-probabilities, but logits are expected": logits.log_softmax(1),
-            }
-            compare(call(model, images), logits, "a tensor of logits", mistakes)
+        images = torch.randn(6, channels, height, side)
+        logits, given = reference(images), call(model, images)
+        layers = range(1, depth + 1)
+        mistakes = {
+            "there is a ReLU after the head, too: logits may be negative": logits.relu(),
+            "the images pass a ReLU before the first layer; it comes after each hidden layer": reference(images.relu()),
+            "you give probabilities, but logits are expected: the loss takes the softmax itself": logits.softmax(1),
+            "you give log-probabilities, but logits are expected": logits.log_softmax(1),
+            "there is no ReLU between the layers: without one, all of them together are one linear layer": (
+                without_relu(reference, images, layers)
+            ),
+        } | {f"hidden layer {number} has no ReLU": without_relu(reference, images, [number]) for number in layers}
+        compare(given, logits, "a tensor of logits", mistakes)
+        check_gradients(given, logits, list(model.parameters()), list(reference.parameters()))
     return Verdict(True, "the same logits as labutils' MLP with the same weights, for each size tried")
+
+
+def without_relu(net: MLP, images: torch.Tensor, numbers: Iterable[int]) -> torch.Tensor:
+    """A plain network's logits when hidden layers, counted from 1, have no ReLU."""
+    x = images.flatten(1)
+    for number, layer in enumerate(net.layers, start=1):
+        x = layer.linear(x) if number in numbers else layer(x)
+    return net.head(x)
 
 
 @torch.no_grad()
@@ -56,7 +65,7 @@ def take_parameters(reference: nn.Module, model: nn.Module, where: str) -> None:
     """Give a network the parameters of a student's, in their order.
 
     Raises:
-        Rejected: their number or their shapes are not the same.
+        Rejected: their number or their shapes are not the same, or a weight's numbers are all equal.
     """
     given, expected = call(lambda: list(model.parameters())), list(reference.parameters())
     if len(given) != len(expected):
@@ -67,8 +76,13 @@ def take_parameters(reference: nn.Module, model: nn.Module, where: str) -> None:
     for number, (tensor, wanted) in enumerate(zip(given, expected, strict=True), start=1):
         if tensor.shape != wanted.shape:
             shapes = f"{tuple(wanted.shape)}, as nn.Linear makes it, not {tuple(tensor.shape)}"
-            raise Rejected(f"{where}: parameter {number}, counted from the input, should have the shape {shapes}")
+            raise Rejected(
+                f"{where}: parameter {number} should have the shape {shapes}. Create the layers in the order in which "
+                "the images pass them"
+            )
         call(wanted.copy_, tensor)
+        if wanted.dim() > 1 and wanted.min() == wanted.max():
+            raise Rejected(f"{where}: parameter {number} begins with equal numbers; units that begin alike stay alike")
 
 
 @check
@@ -102,6 +116,7 @@ def wrong_losses(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.
     """What a cross-entropy is that makes a known mistake."""
     each = F.cross_entropy(logits, labels, reduction="none")
     over_images = -logits.log_softmax(0).gather(1, labels[:, None]).mean()
+    log_sums, theirs = logits.logsumexp(1), logits.gather(1, labels[:, None])
     return {
         "the softmax runs over the images (dim=0); it belongs over the classes (dim=1)": over_images,
         "the sign is wrong: the loss is minus the logarithm of the label's probability": -each.mean(),
@@ -111,6 +126,14 @@ def wrong_losses(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.
             each.mean() / logits.shape[1]
         ),
         "the softmax is taken twice: once is enough": F.cross_entropy(logits.softmax(1), labels),
+        "you take the largest logit away before exp, but not from the label's logit: take it away from both": (
+            (log_sums - logits.amax(1)).mean() - theirs.mean()
+        ),
+        "logits[:, labels] gives each image the labels of all; logits[torch.arange(N), labels] gives it its own": (
+            log_sums.mean() - logits[:, labels].mean()
+        ),
+        "the sum of the exponentials runs over all images; each image has its own": logits.logsumexp((0, 1))
+        - theirs.mean(),
         "the logarithm is missing": -logits.softmax(1).gather(1, labels[:, None]).mean(),
     }
 
@@ -131,11 +154,20 @@ def check_layer_backward(answer: Callable[..., tuple[torch.Tensor, torch.Tensor,
         parts = call(lambda given=answered: list(itertools.islice(given, 4)))
         if len(parts) != 3:
             raise Rejected("three tensors are expected: the gradients with respect to x, W and b")
-        masked = gradient * (x @ weight.T + bias > 0)
+        z = x @ weight.T + bias
+        masked = gradient * (z > 0)
         relu_forgotten = "forgets the ReLU: where its input is negative, no gradient passes"
+        swapped = "the order is x, W, b: yours is another"
         wrong = (
-            {f"the gradient with respect to x {relu_forgotten}": gradient @ weight},
             {
+                f"the gradient with respect to x {relu_forgotten}": gradient @ weight,
+                "the mask leaves out the bias: z = x W^T + b": (gradient * (x @ weight.T > 0)) @ weight,
+                "the mask asks where z is positive, not where the gradient is": gradient.relu() @ weight,
+                "multiply by the ReLU's derivative, which is 0 or 1, not by its output": (gradient * z.relu()) @ weight,
+                swapped: masked.T @ x,
+            },
+            {
+                swapped: masked.sum(0),
                 f"the gradient with respect to W {relu_forgotten}": gradient.T @ x,
                 "the gradient with respect to W is transposed: it has W's own shape (O, I)": x.T @ masked,
                 "the gradient with respect to W is a sum over the images; yours is their mean": masked.T @ x / count,
@@ -170,7 +202,10 @@ def check_train_epoch(answer: Callable[..., float] | None) -> Verdict:
         mistakes = {
             "the network has not changed: does optimizer.step() run?": numbers_of(net),
             "gradients of earlier batches are still there: optimizer.zero_grad() belongs into each step": (
-                reference_epoch(net, batches, clears=False)[1]
+                reference_epoch(net, batches, order="backward step")[1]
+            ),
+            "the gradients are set to zero between backward() and step(): nothing is left to step by": (
+                reference_epoch(net, batches, order="backward clear step")[1]
             ),
             "the network was in evaluation mode: call model.train() before the first batch": (
                 reference_epoch(net, batches, mode=False)[1]
@@ -178,8 +213,12 @@ def check_train_epoch(answer: Callable[..., float] | None) -> Verdict:
             "only the first batch was trained on: does a return stand inside the loop?": (
                 reference_epoch(net, batches[:1])[1]
             ),
-            "you step by the gradient of the batch before: backward() comes before step()": (
-                reference_epoch(net, batches, step_first=True)[1]
+            "the last batch is left out": reference_epoch(net, batches[:-1])[1],
+            "your loss is a sum over a batch's images; their mean is expected": (
+                reference_epoch(net, batches, loss=partial(F.cross_entropy, reduction="sum"))[1]
+            ),
+            "the softmax is taken twice: the loss takes it itself, so give it the logits": (
+                reference_epoch(net, batches, loss=lambda logits, labels: F.cross_entropy(logits.softmax(1), labels))[1]
             ),
         }
         compare(call(numbers_of, trained), expected, "the trained network", mistakes)
@@ -188,6 +227,9 @@ def check_train_epoch(answer: Callable[..., float] | None) -> Verdict:
         mistakes = {
             "you give the mean over the batches, but the last batch is smaller: weigh each loss by its images": (
                 losses.mean()
+            ),
+            "you divide the sum of the batches' losses by the number of images: weigh each loss by its images": (
+                losses.sum() / sizes.sum()
             ),
             "you give the sum of the losses; the mean over the images is expected": losses.sum(),
             "you give the sum of the losses over all images; divide it by their number": (losses * sizes).sum(),
@@ -202,21 +244,22 @@ def make_optimizer(net: nn.Module) -> torch.optim.Optimizer:
 
 
 def reference_epoch(
-    net: nn.Module, batches: list, *, clears: bool = True, mode: bool = True, step_first: bool = False
+    net: nn.Module,
+    batches: list,
+    *,
+    order: str = "clear backward step",
+    mode: bool = True,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each batch's loss and the numbers of a copy of a network that an epoch has trained, with a mistake if asked."""
     net = copy.deepcopy(net).train(mode)
     optimizer, losses = make_optimizer(net), []
     for images, labels in batches:
-        if step_first:
-            optimizer.step()
-        loss = F.cross_entropy(net(images), labels)
-        if clears:
-            optimizer.zero_grad()
-        loss.backward()
-        if not step_first:
-            optimizer.step()
-        losses.append(loss.detach())
+        found = loss(net(images), labels)
+        actions = {"clear": optimizer.zero_grad, "backward": found.backward, "step": optimizer.step}
+        for action in order.split():
+            actions[action]()
+        losses.append(found.detach())
     return torch.stack(losses), numbers_of(net)
 
 
@@ -256,7 +299,7 @@ def check_floor(answer: Callable[[torch.Tensor], float] | None) -> Verdict:
         given = read_number(call(answer, labels))
         floor = labels.bincount().max().item() / len(labels)
         if not math.isclose(given, floor, abs_tol=1e-6):
-            raise Rejected(f"{name}: always answering the commonest class gets {floor:.2%}, you say {given:.4g}")
+            raise Rejected(f"{name}: the commonest class has {floor:g} of the labels, you say {given:.4g}")
     return Verdict(True, "the floor is the share of the commonest class")
 
 

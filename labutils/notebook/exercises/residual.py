@@ -1,5 +1,6 @@
 """What notebook 02 has its readers build, and its exercises."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from torch import nn
 from labutils.methods.probes import activation_gradients, gradient_norms, rate_per_layer
 from labutils.models.mlp import MLP
 from labutils.notebook.exercises import ours
-from labutils.notebook.exercises.comparing import build, cases, compare
+from labutils.notebook.exercises.comparing import build, cases, check_gradients, compare
 from labutils.notebook.exercises.mlp import take_parameters
 from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_numbers, read_tensor
 from labutils.notebook.finished import check_finished
@@ -33,23 +34,27 @@ def check_residual_layer(answer: Callable[[int], nn.Module] | None) -> Verdict:
         width = draw.randint(5, 9)
         layer, linear = build(answer, width), nn.Linear(width, width)
         take_parameters(linear, layer, f"width {width}")
-        x = torch.randn(7, width)
-        seen = x.clone()
+        seen = torch.randn(7, width).requires_grad_()
         with torch.no_grad():
+            x = seen.clone()
             y = call(lambda layer=layer, x=x: layer(x))
-            branch = linear(seen)
-            mistakes = {
-                "the input is added before the ReLU, which then cuts off what the skip carries: add it after": (
-                    (seen + branch).relu()
-                ),
-                "there is no skip: the input has to be added": branch.relu(),
-                "there is no ReLU in the branch": seen + branch,
-                "the input is added to the linear layer's input": linear(seen + seen).relu(),
-                "the skip passes through the ReLU, too: add the input itself": seen.relu() + branch.relu(),
-            }
-            compare(y, seen + branch.relu(), "the output", mistakes)
+        branch = linear(seen)
+        expected = seen + branch.relu()
+        mistakes = {
+            "the input is added before the ReLU, which then cuts off what the skip carries: add it after": (
+                (seen + branch).relu()
+            ),
+            "there is no skip: the input has to be added": branch.relu(),
+            "there is no ReLU in the branch": seen + branch,
+            "the input is added to the linear layer's input": linear(seen + seen).relu(),
+            "the input passes a ReLU before the linear layer": seen + linear(seen.relu()),
+            "the skip passes through the ReLU, too: add the input itself": seen.relu() + branch.relu(),
+        }
+        compare(y, expected, "the output", mistakes)
         if not x.equal(seen):
             raise Rejected("the right output, but the layer changes its input in place (x += ...): write x + ...")
+        y = call(lambda layer=layer, x=seen: layer(x))
+        check_gradients(y, expected, [seen, *layer.parameters()], [seen, *linear.parameters()])
     return Verdict(True, "x + relu(Wx + b), for each width tried")
 
 
@@ -74,6 +79,9 @@ def check_gradient_norms(answer: Callable[..., list[float]] | None) -> Verdict:
             "those are the gradients with respect to the weights; take them with respect to the layers' outputs": (
                 torch.tensor(weights.tolist()[:-1])
             ),
+            "those are the gradients before the ReLU; put the hooks on model.layers, whose outputs come after it": (
+                before_relu(net, images, labels)
+            ),
             "those are the norms of the outputs themselves, not of the gradients": outputs_norms(net, images),
             "your loss is a sum over the images; the mean is expected": count * expected,
             "those are squared norms: the root is missing": expected.square(),
@@ -82,6 +90,16 @@ def check_gradient_norms(answer: Callable[..., list[float]] | None) -> Verdict:
         if any(module._forward_hooks or module._backward_hooks for module in net.modules()):
             raise Rejected("the right norms, but your hooks are still on the network: call remove() on each handle")
     return Verdict(True, "the norms that labutils' instrument finds, and no hook is left behind")
+
+
+def before_relu(net: MLP, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss's gradient norms with respect to what each hidden layer's ReLU gets."""
+    found = []
+    hooks = [layer.linear.register_forward_hook(lambda _, inputs, output: found.append(output)) for layer in net.layers]
+    loss = nn.functional.cross_entropy(net(images), labels)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack([gradient.norm() for gradient in torch.autograd.grad(loss, found)])
 
 
 @torch.no_grad()
@@ -158,6 +176,11 @@ def check_he_weights(answer: Callable[[int, int], torch.Tensor] | None) -> Verdi
             raise Rejected(f"{where}; with it a layer multiplies the mean square by {variance * inputs / 2:.3g}, not 1")
         if abs(weights.mean().item()) > 0.05 * math.sqrt(variance):
             raise Rejected(f"the variance is right, but the mean is {weights.mean():.2g} instead of 0")
+        again = read_tensor(call(answer, outputs, inputs), (outputs, inputs), "a tensor of weights")
+        if weights.equal(again):
+            raise Rejected("the variance is right, but each call gives the same weights; draw new ones for each layer")
+        if weights[0].equal(weights[1]) or weights[:, 0].equal(weights[:, 1]):
+            raise Rejected("the variance is right, but rows or columns repeat; each weight has to be drawn by itself")
     return Verdict(True, "a ReLU layer keeps the mean square of its inputs, for each size tried")
 
 
@@ -169,18 +192,26 @@ def check_lesion(answer: Callable[[nn.Module, int, torch.Tensor], torch.Tensor] 
         answer: of an MLP, whose hidden layers are model.layers, the number of a layer (counted from 1 at the input,
             2 or more), and images; gives logits. The layer passes its input on. The network has to stay as it is.
     """
-    for draw, residual in zip(cases(), (True, False, True), strict=True):
+    for draw, residual, norm in zip(cases(), (True, False, True), (None, None, "batch"), strict=True):
         depth = draw.randint(4, 6)
-        net = MLP(depth, 8, in_features=12, residual=residual).eval().requires_grad_(False)
-        images, number = torch.randn(5, 1, 3, 4), draw.randint(2, depth - 1)
+        net = MLP(depth, 8, in_features=12, residual=residual, normalization=norm).eval().requires_grad_(False)
+        images, number = torch.randn(5, 1, 3, 4), draw.randint(3, depth - 1)
         layers, before = list(net.layers), net(images)
         expected = ours.lesion(net, number, images)
         given = call(answer, net, number, images)
-        if layers != list(call(lambda net=net: net.layers)) or not before.equal(call(net, images)):
+        same = not any(module.training for module in net.modules()) and before.equal(call(net, images))
+        if not same or layers != list(call(lambda net=net: net.layers)):
             raise Rejected("the network has changed: the next lesion needs it whole, so put it back or work on a copy")
         mistakes = {
             f"you leave out layer {number + 1} instead of {number}: layers are counted from 1, lists from 0": (
                 ours.lesion(net, number + 1, images)
+            ),
+            f"you leave out layer {number - 1} instead of {number}: layers are counted from 1": (
+                ours.lesion(net, number - 1, images)
+            ),
+            "you give probabilities, but logits are expected": expected.softmax(1),
+            "the network is in training mode, and uses the batch's statistics: leave it in evaluation mode": (
+                ours.lesion(copy.deepcopy(net).train(), number, images)
             ),
             "nothing is left out: those are the whole network's logits": before,
             "the layer gives zeros; it should pass its input on": hooked(net, number, lambda x, y: 0 * y, images),
@@ -213,7 +244,14 @@ def check_plain_rate(answer: Callable[[float], float] | None) -> Verdict:
         with seeded(0, torch.device("cpu")):
             measured = measured_rate(spread)
         if not math.isclose(given, measured, rel_tol=RATE_TOLERANCE):
-            raise Rejected(f"a = {spread:.3f}: a net that was built has {measured:.3f} a layer, you say {given:.4g}")
+            known = {
+                "; the ReLU takes half of the mean square away": measured * math.sqrt(2),
+                "; that is the factor of the mean square, and the length is its root": measured**2,
+            }
+            hint = next((hint for hint, wrong in known.items() if math.isclose(given, wrong, rel_tol=0.02)), "")
+            raise Rejected(
+                f"a = {spread:.3f}: a net that was built has {measured:.3f} a layer, you say {given:.4g}{hint}"
+            )
     return Verdict(True, "your formula gives what nets of three spreads were measured to have; a = 1 gives .408")
 
 
@@ -245,8 +283,12 @@ def check_growth(answer: Callable[[float, float], tuple[float, float]] | None) -
         if not math.isclose(next_mean, expected_mean, abs_tol=GROWTH_TOLERANCE * math.sqrt(square)):
             raise Rejected(f"{before} mean {expected_mean:.2f}, you say {next_mean:.4g}")
         if not math.isclose(next_square, expected_square, abs_tol=GROWTH_TOLERANCE * square):
-            independent = math.isclose(next_square, square * 7 / 6, rel_tol=1e-3)
-            hint = "; you treat input and branch as if their product were 0 on average" if independent else ""
+            middle = mean * math.sqrt(square / (6 * math.pi))
+            known = {
+                "; you treat input and branch as if their product were 0 on average": square * 7 / 6,
+                "; the square of a sum has the product twice": square * 7 / 6 + middle,
+            }
+            hint = next((hint for hint, wrong in known.items() if math.isclose(next_square, wrong, rel_tol=1e-3)), "")
             raise Rejected(f"{before} mean square {expected_square:.2f}, you say {next_square:.4g}{hint}")
     return Verdict(True, "your recursion gives what residual layers were measured to do")
 
