@@ -9,11 +9,12 @@ BIN := .venv/bin
 # Where the data sets lie packed beside the checkout, they are unpacked instead of downloaded.
 UNPACK := $(wildcard ../shared/data/unpack.py)
 
-.PHONY: lab test test-slow test-oldest faults course student bench lint lock clean data-archives
+.PHONY: lab test test-slow test-oldest faults course site badges student bench lint lock clean data-archives
 .DEFAULT_GOAL := lab
 
+# Says no more than where it serves, which only this machine reaches, and with a token.
 lab: data-archives
-	$(BIN)/jupyter lab $(JUPYTER_OPTIONS) notebooks/01_mlp_mnist.ipynb
+	$(BIN)/jupyter lab --ip=localhost --log-level=WARN $(JUPYTER_OPTIONS) notebooks/01_mlp_mnist.ipynb
 
 test: data-archives
 	$(BIN)/python -m pytest
@@ -31,6 +32,20 @@ faults: .venv
 
 course: data-archives
 	$(BIN)/labutils course --profile $(PROFILE) --to build
+
+# The site of the notebooks as they are committed: nothing is executed.
+site: data-archives
+	$(BIN)/labutils course --committed --to build
+
+# Writes where the repository is into all that links to it: make badges REPOSITORY=owner/name
+badges: export NEW = $(REPOSITORY)
+badges:
+	@echo "$$NEW" | grep -Eqx '[A-Za-z0-9-]+/[._-]*[A-Za-z0-9][A-Za-z0-9._-]*' || \
+		{ echo "badges: REPOSITORY is '$$NEW', and has to be owner/name" >&2; exit 2; }
+	@old=$$(sed -n 's|^repository-code: https://github.com/||p' CITATION.cff) && \
+	sed -E -i.old -e "s#(github\.com|/github|/gh|codespaces\.new)/$$old#\1/$$NEW#g" \
+		-e "s#//$${old%/*}\.github\.io/$${old#*/}#//$${NEW%/*}.github.io/$${NEW#*/}#g" README.md CITATION.cff && \
+	rm README.md.old CITATION.cff.old
 
 student: .venv
 	$(BIN)/labutils student --to build/student

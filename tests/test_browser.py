@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -20,11 +18,14 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SCREENSHOTS = ROOT / "build" / "screenshots"
-SETTINGS = {
-    # Every cell is in the page, wherever it is scrolled to; and no question for the kernel.
-    "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-}
+# As `make lab` starts it, except for what is a test's own.
+LAB = re.search(
+    r"^lab:.*\n\t\$\(BIN\)/jupyter lab (.*) \$\(JUPYTER_OPTIONS\)", (ROOT / "Makefile").read_text(), re.MULTILINE
+)
+# What it says of where it is: on the loopback, with a token.
+ADDRESS = re.compile(r"(http://(?:localhost|127\.0\.0\.1):[1-9]\d*)/lab\?token=([0-9a-f]{40,})")
+# Every cell is in the page, wherever it is scrolled to; and no question for the kernel.
+TRACKER = {"windowingMode": "none", "autoStartDefaultKernel": True}
 # What a notebook with nothing but explorers and a figure holds.
 EXPLORERS = (
     "import labutils as lab\nexperiment = lab.Experiment.load('mlp_mnist').override(epochs=5000)",
@@ -46,7 +47,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def jupyter(folder):
-    """A JupyterLab of its own with copies of the notebooks, and one with nothing but explorers; its address."""
+    """A JupyterLab of its own with copies of the notebooks, and one with nothing but explorers.
+
+    Returns:
+        The address of a notebook, with {} for its name.
+    """
     copies, settings = folder / "notebooks", folder / "settings" / "@jupyterlab"
     copies.mkdir()
     for path in NOTEBOOKS:
@@ -56,16 +61,11 @@ def jupyter(folder):
         nbformat.write(notebook, copies / path.name)
     cells = [nbformat.v4.new_code_cell(source) for source in EXPLORERS]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata), copies / "explorers.ipynb")
-    for name, values in SETTINGS.items():
-        path = settings / f"{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
-               "--IdentityProvider.token=", f"--ServerApp.root_dir={copies}", "--LabApp.collaborative=False",
-               f"--LabApp.user_settings_dir={settings.parent}",
+    for extension in ("notebook", "apputils"):  # tests choose themes in the latter
+        (settings / f"{extension}-extension").mkdir(parents=True)
+    (settings / "notebook-extension" / "tracker.jupyterlab-settings").write_text(json.dumps(TRACKER))
+    command = [sys.executable, "-m", "jupyterlab", *LAB[1].split(), "--no-browser", "--allow-root",
+               "--ServerApp.port=0", f"--ServerApp.root_dir={copies}", f"--LabApp.user_settings_dir={settings.parent}",
                f"--LabApp.workspaces_dir={folder / 'workspaces'}"]  # fmt: skip
     environment = os.environ | {
         "LABUTILS_PROFILE": "smoke",
@@ -76,23 +76,21 @@ def jupyter(folder):
         (folder / "log").open("w") as log,
         subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server,
     ):
-        address = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(300):
-                try:
-                    urllib.request.urlopen(f"{address}/api", timeout=1)
+            for _ in range(600):
+                said = (folder / "log").read_text()
+                if address := ADDRESS.search(said):
                     break
-                except OSError:
-                    assert server.poll() is None, (folder / "log").read_text()
-                    time.sleep(0.1)
-            yield address
+                assert server.poll() is None, said
+                time.sleep(0.1)
+            yield f"{address[1]}/lab/tree/{{}}?reset&token={address[2]}"
         finally:
             server.terminate()
 
 
 def open_notebook(page, address, name, *, kernel=True):
     """Open a notebook, and wait for its kernel if it is to have one."""
-    page.goto(f"{address}/lab/tree/{name}?reset", wait_until="domcontentloaded")
+    page.goto(address.format(name), wait_until="domcontentloaded")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
     if kernel:
         expect(page.get_by_text("Deep-learning labs | Idle")).to_be_visible(timeout=60_000)
@@ -120,6 +118,8 @@ def check_undisturbed(page):
         found = page.locator(f".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.{kind}']")
         assert found.count() == 0, found.first.inner_text()
     assert page.complaints == []
+    # Nor does JupyterLab ask anything, such as whether to fetch news: labutils/jupyterlab.json answers.
+    expect(page.locator(".Toastify__toast")).to_have_count(0)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
