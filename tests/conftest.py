@@ -93,12 +93,17 @@ def page(browser, request):
 
 
 @pytest.fixture(scope="session")
-def axe():
+def online() -> dict[str, str]:
+    """The environment of a command that may reach package registries, which nothing else may."""
+    return {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+
+
+@pytest.fixture(scope="session")
+def axe(online):
     """axe-core, which finds what people with a screen reader, a keyboard or weak eyes can't use."""
     path = os.environ.get("AXE") or ROOT / "build" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
     if not Path(path).is_file():
         command = ["npm", "install", "--prefix", str(ROOT / "build" / "npm"), "--no-audit", "--no-fund", AXE]
-        online = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         try:
             subprocess.run(command, env=online, check=True, timeout=120, capture_output=True)
         except (OSError, subprocess.SubprocessError) as error:

@@ -84,6 +84,7 @@ def make_parser() -> Parser:
     course = commands.add_parser("course", help="execute all notebooks in order, and write the course's site")
     course.add_argument("--profile", choices=PROFILES, default="laptop", help="(default: laptop)")
     course.add_argument("--to", type=Path, default=Path("build"), help="the folder of their copies (default: build)")
+    course.add_argument("--committed", action="store_true", help="write the site as committed, and execute nothing")
     student = commands.add_parser("student", help="copies of the notebooks without solutions or outputs, to hand out")
     student.add_argument(
         "--to", type=Path, default=Path("build/student"), help="the folder of the copies (default: build/student)"

@@ -53,6 +53,13 @@ def execute_course(profile: str, folder: Path) -> Iterator[Path]:
     yield build_site(notebooks, profile, folder)
 
 
+def publish_committed(folder: Path) -> Path:
+    """Write the course's site from the notebooks as they are committed, and return its front page."""
+    from labutils.cli.site import build_site
+
+    return build_site(read_notebooks(), "laptop", folder)  # the profile they are committed at
+
+
 def read_notebooks() -> dict[Path, nbformat.NotebookNode]:
     """The course's notebooks in order, by their paths."""
     return {path: nbformat.read(path, as_version=4) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}

@@ -221,10 +221,12 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def course(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    from labutils.cli.course import execute_course
+    from labutils.cli.course import execute_course, publish_committed
 
     try:
-        for path in execute_course(options.profile, options.to):
+        for path in (
+            [publish_committed(options.to)] if options.committed else execute_course(options.profile, options.to)
+        ):
             print(path, flush=True)
     except ModuleNotFoundError as error:
         return complain(f"{error}: the site needs the extra `site` (pip install 'labutils[site]')", 1)
