@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Where the data sets lie packed beside the checkout, they are unpacked instead of downloaded.
 UNPACK := $(wildcard ../shared/data/unpack.py)
 
-.PHONY: lab test test-slow test-oldest faults course site badges student bench lint lock clean data-archives
+.PHONY: lab test test-slow test-oldest faults course site pictures badges student bench lint lock clean data-archives
 .DEFAULT_GOAL := lab
 
 # Says no more than where it serves, which only this machine reaches, and with a token.
@@ -36,6 +36,10 @@ course: data-archives
 # The site of the notebooks as they are committed: nothing is executed.
 site: data-archives
 	$(BIN)/labutils course --committed --to build
+
+# The README's pictures: an explorer in training, taken in a browser, and a figure of each notebook as it is committed.
+pictures: data-archives
+	LABUTILS_PICTURES=1 $(BIN)/python -m pytest -m "" -k readme_shows tests/test_docs.py tests/test_browser.py
 
 # Writes where the repository is into all that links to it: make badges REPOSITORY=owner/name
 badges: export NEW = $(REPOSITORY)

@@ -1,5 +1,6 @@
 """Every notebook as a learner meets it: in JupyterLab, in a browser, at the smoke profile."""
 
+import io
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbconvert.preprocessors import ClearOutputPreprocessor
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import expect
 
 pytestmark = pytest.mark.slow
@@ -275,10 +278,14 @@ def test_running_a_cell_again_takes_over_what_it_has_in_training(jupyter, page):
     expect(explorer.get_by_role("button", name="Train")).to_be_enabled()
 
 
+def set_theme(folder, **chosen):
+    path = folder / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+    path.write_text(json.dumps(chosen))
+
+
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_everyone_can_use_explorers_and_see_figures_in_each_theme(theme, jupyter, folder, page, axe):
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
-    settings.write_text(json.dumps({"theme": f"JupyterLab {theme}"}))
+    set_theme(folder, theme=f"JupyterLab {theme}")
     run_all(page, jupyter, "explorers.ipynb")
     explorer = train_for_a_while(page)
     expect(page.locator("body")).to_have_attribute("data-jp-theme-light", str(theme == "Light").lower())
@@ -315,3 +322,38 @@ def test_a_narrow_explorer_wraps_and_its_figure_keeps_its_size(width, jupyter, p
         assert control.bounding_box()["x"] + control.bounding_box()["width"] <= right
     assert explorer.get_by_role("img").bounding_box()["width"] >= 680  # so small that its words can still be read
     assert explorer.locator(".picture").evaluate("node => node.scrollWidth > node.clientWidth")
+
+
+def pictured():
+    """The first notebook's explorer and what it needs, at the laptop profile."""
+    notebook, _ = ClearOutputPreprocessor().preprocess(nbformat.read(NOTEBOOKS[0], as_version=4), {})
+    first, last = (cell for cell in notebook.cells if re.search("import labutils|TrainingExplorer", cell.source))
+    first.source = first.source.replace("PROFILE = None", "PROFILE = 'laptop'") + "\nrun = lab.run(experiment)"
+    notebook.cells = [first, last]
+    return notebook
+
+
+@pytest.mark.skipif(not (ROOT / "data" / "mnist.npz").is_file(), reason="the picture shows real data")
+def test_the_readme_shows_an_explorer_in_training_as_it_is(jupyter, folder, browser):
+    """The picture says what the explorer offers, and is stale where that has changed; `make pictures` takes it anew."""
+    set_theme(folder, **{"adaptive-theme": True})
+    nbformat.write(pictured(), folder / "notebooks" / "pictured.ipynb")
+    page = browser.new_page(viewport={"width": 1200, "height": 1100}, device_scale_factor=2)
+    run_all(page, jupyter, "pictured.ipynb")
+    explorer = page.locator(".labutils-explorer")
+    explorer.get_by_role("slider", name="depth").press("ArrowRight")
+    explorer.get_by_role("group", name="normalization").get_by_role("button", name="batch").click()
+    explorer.get_by_role("button", name="Train").click()
+    expect(explorer.get_by_text(re.compile(r"epoch [6-9] of 10, .* left"))).to_be_visible(timeout=120_000)
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        expect(page.locator("body")).to_have_attribute("data-jp-theme-light", str(theme == "light").lower())
+        png = explorer.screenshot()
+        offered = " | ".join(explorer.locator(".label, button, summary").all_inner_texts())
+        path = ROOT / "docs" / "pictures" / f"explorer_{theme}.png"
+        if "LABUTILS_PICTURES" in os.environ:
+            about = PngInfo()
+            about.add_text("Description", offered)
+            Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(path, optimize=True, pnginfo=about)
+        assert Image.open(path).text["Description"] == offered, "make pictures"
+    page.close()

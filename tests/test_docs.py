@@ -1,5 +1,8 @@
 """What the pages in docs/ must be: links that resolve, anchors that are unique, references that can be looked up."""
 
+import base64
+import html
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +14,16 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 REFERENCES = (ROOT / "docs" / "references.md").read_text(encoding="utf-8")
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PICTURES = ROOT / "docs" / "pictures"
+# Which figure of a notebook the README shows: the only one whose words begin so.
+SHOWN = {
+    "01": "Heatmaps of accuracy by depth and width.",
+    "02": "Lines of gradient norms by layer with bands. Lines: plain from",
+    "03": "Lines of mean accuracy with bands. Lines: plain from",
+    "04": "Lines of mean accuracy with bands. Lines: transfer, all stages from",
+    "05": "Lines of mean accuracy with bands. Lines: plain, taught from",
+}
 ANCHOR = re.compile(r'<a id="([^"]*)"></a>')
 ADDRESS = re.compile(r"https?://[^\s)>\]]+")
 # What has neither an arXiv number nor a DOI has its publisher's or author's page.
@@ -99,3 +112,29 @@ def test_each_term_is_explained_in_one_or_two_sentences():
         explanation = re.sub(r"\]\([^)]*\)", "", line[match.end() :]).replace(" et al. ", " et al ")
         assert explanation.endswith((".", ".)"))
         assert 1 <= len(re.findall(r"[.!?](?= [A-Z*]|$)", explanation)) <= 2, line
+
+
+def figures_of(path):
+    """The figures in a notebook's outputs: their PNG files by their words."""
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output.get("data", {}).get("text/html", "") for cell in cells for output in cell.get("outputs", ())]
+    found = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="([^"]*)"', "".join(outputs))
+    return {html.unescape(words): base64.b64decode(png) for png, words in found}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_readme_shows_a_figure_of_each_notebook_as_it_is_committed(path):
+    number = path.stem[:2]
+    ((words, png),) = ((words, png) for words, png in figures_of(path).items() if words.startswith(SHOWN[number]))
+    picture = PICTURES / f"{number}.png"
+    if "LABUTILS_PICTURES" in os.environ:
+        picture.write_bytes(png)
+    assert picture.read_bytes() == png, "make pictures"
+    (said,) = re.findall(rf"!\[([^\]]+)\]\(docs/pictures/{number}\.png\)", README)
+    assert set(re.findall(r"\d+\.\d+", said)) <= set(re.findall(r"\d+\.\d+", words)), words
+
+
+def test_the_pictures_are_those_that_the_readme_shows_and_small():
+    shown = re.findall(r"docs/pictures/(\w+\.png)", README)
+    assert sorted(set(shown)) == sorted(path.name for path in PICTURES.iterdir())
+    assert sum(path.stat().st_size for path in PICTURES.iterdir()) < 1_000_000

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -26,7 +27,10 @@ DEPENDENCIES = [
 ]
 OLDEST_PYTHON = PROJECT["requires-python"].removeprefix(">=")
 MAKEFILE = (ROOT / "Makefile").read_text()
-WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+WORKFLOW, PAGES = (
+    yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text()) for name in ("tests", "pages")
+)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What torch does not load anyway, and what reading a config or making random numbers needs.
 LIGHT = {"labutils", "numpy", "tqdm", "yaml"}
 
@@ -137,7 +141,6 @@ def test_the_readme_gives_the_banks_figures():
     started = transfers.query("backbone != 'none'")
     students = lab.load_results("distillation").query("not residual")
     few = lab.load_results("distillation_data").query("per_class == 450")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for runs in (
         plain.query("depth == 2 and width == 128"),
         plain.query("depth == 10 and width == 64"),
@@ -163,10 +166,10 @@ def test_the_readme_gives_the_banks_figures():
         few.query("teacher != 'none'"),
     ):
         assert len(runs) >= 3
-        assert f"{100 * runs['test_top1'].mean():.2f} ± {100 * runs['test_top1'].std():.2f} %" in readme
+        assert f"{100 * runs['test_top1'].mean():.2f} ± {100 * runs['test_top1'].std():.2f} %" in README
 
 
-DOCUMENTS = ("README.md", "docs/teaching.md", "data/README.md")
+DOCUMENTS = ("README.md", "docs/command_line.md", "docs/teaching.md", "data/README.md")
 
 
 def commands_in(text):
@@ -205,3 +208,68 @@ def test_the_devcontainer_sets_up_what_make_sets_up():
     assert recipe(container["postCreateCommand"].removeprefix("make "))
     image = (ROOT / ".devcontainer" / container["build"]["dockerfile"]).read_text()
     assert f"FROM python:{OLDEST_PYTHON}-" in image
+
+
+def test_the_site_is_published_as_it_is_made_here_with_no_rights_but_those_it_needs():
+    build, deploy = PAGES["jobs"]["build"], PAGES["jobs"]["deploy"]
+    (command,) = (step["run"] for step in build["steps"] if "run" in step)
+    assert "labutils course --committed --to build" in recipe(command.removeprefix("make "))
+    assert build["steps"][-1]["with"] == {"path": "build/site"}
+    assert PAGES["permissions"] == {"contents": "read"}
+    assert "permissions" not in build
+    assert deploy["permissions"] == {"pages": "write", "id-token": "write"}
+
+
+def links_to_the_repository(folder):
+    """All that a README and a citation say of where the repository and its site are."""
+    text = "".join((folder / name).read_text(encoding="utf-8") for name in ("README.md", "CITATION.cff"))
+    return re.findall(r"(?:codespaces\.new|/v2/gh|/github|github\.com)/[\w.-]+/[\w.-]+|[\w.-]+github\.io/[\w.-]*", text)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_badges_lead_to_the_repository(tmp_path):
+    for name in ("README.md", "CITATION.cff", "Makefile"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def badges(repository):
+        return subprocess.run(
+            ["make", "badges", f"REPOSITORY={repository}"], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    before = links_to_the_repository(tmp_path)
+    assert len(before) >= 7
+    for repository in ("data/results", "some-one/labs.2", "some-one/labs.2"):  # the first is a folder's name, too
+        assert badges(repository).returncode == 0
+        owner, name = repository.split("/")
+        links = links_to_the_repository(tmp_path)
+        assert len(links) == len(before)
+        for link in set(links) - {"github.com/codespaces/badge.svg"}:
+            assert link.endswith((f"/{repository}", f"{owner}.github.io/{name}")), link
+    for refused in ("", "labs", "https://github.com/some-one/labs", "some one/labs", "a/..", "a/b|c"):
+        said = badges(refused)
+        assert said.returncode == 2
+        assert said.stderr.splitlines()[0] == f"badges: REPOSITORY is '{refused}', and has to be owner/name"
+    assert badges("OWNER/REPOSITORY").returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "CITATION.cff", "Makefile"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Colab's shell is a POSIX one")
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="not a clone that can be cloned")
+def test_the_colab_cell_sets_up_a_plain_environment(tmp_path, online):
+    """What the README gives as Colab's first cell, in an environment with nothing but pip; the clone is of this one.
+
+    In Python 3.12, which Colab has, where there is one; else in the Python at hand.
+    """
+    (cell,) = re.findall(r"`!(git clone [^`]+)`", README)
+    cell = re.sub(r"https://github\.com/\S+", str(ROOT), cell)
+    candidates = [python for python in ("python3.12", sys.executable) if shutil.which(python)]
+    python = next(python for python in candidates if not subprocess.run([python, "--version"]).returncode)
+    subprocess.run([python, "-m", "venv", tmp_path / "plain"], check=True)
+    path = {"PATH": f"{tmp_path / 'plain' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    offline = dict(os.environ)
+    for command, environment in ((cell, online), ("labutils run mlp_mnist", offline), ("pip show labutils", offline)):
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment | path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Editable project location: {tmp_path / 'labs'}" in done.stdout
+    shutil.rmtree(tmp_path / "plain")  # 6 GB

@@ -34,6 +34,15 @@ def test_links_to_a_glossary_entry_lead_to_its_label_and_solutions_are_folded():
     assert "hide-cell" not in notebook.cells[1].metadata.tags  # the notebook itself is as it was
 
 
+def test_a_picture_of_each_theme_is_shown_in_its_own():
+    text = '<picture>\n  <source media="dark" srcset="d.png">\n  <img src="l.png" alt="words">\n</picture>'
+    light, dark = (
+        "```{image} l.png\n:alt: words\n:class: only-light\n```\n",
+        "```{image} d.png\n:alt: words\n:class: only-dark\n```\n",
+    )
+    assert site.as_page(f"before\n\n{text}\n\nafter") == f"before\n\n{light}\n{dark}\n\nafter"
+
+
 def test_ids_of_entries_become_labels():
     text = '<a id="term"></a>**Term**. See [other](#other).\n\n<a id="other"></a>**Other**.'
     assert site.as_page(text, "glossary") == (

@@ -18,7 +18,7 @@ from labutils.files import home
 
 HERE = Path(__file__).parent
 # What is read beside the notebooks, by where it lies both here and in the site.
-DOCUMENTS = ("docs/*.md", "docs/*.png", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")
+DOCUMENTS = ("docs/*.md", "docs/pictures/*.png", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")
 LINKED = ("LICENSE", "CITATION.cff", "data/results/*.csv", "labutils/**/*.py")  # to be downloaded
 CONTENTS = """
 ```{toctree}
@@ -32,6 +32,8 @@ CONTENTS = """
 :hidden:
 :caption: Beside it
 
+docs/running
+docs/command_line
 docs/glossary
 docs/references
 docs/teaching
@@ -43,6 +45,15 @@ CHANGELOG
 """
 ANCHORED = ("glossary", "references")  # documents whose entries are linked to by ids of their own
 REMOTE_PICTURE = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)")  # nothing is fetched when a page is read
+THEMED_PICTURE = re.compile(
+    r'<picture>\s*<source [^>]*srcset="(?P<dark>[^"]*)">\s*'
+    r'<img src="(?P<light>[^"]*)" alt="(?P<alt>[^"]*)">\s*</picture>'
+)
+IN_A_THEME = """```{{image}} {path}
+:alt: {alt}
+:class: only-{theme}
+```
+"""
 STAND_IN = "labutils-stand-in"
 SETTINGS = {
     "project": "Deep-learning labs",
@@ -131,7 +142,8 @@ def gather(notebooks: Mapping[Path, nbformat.NotebookNode], source: Path) -> Non
 
 
 def as_page(text: str, name: str = "") -> str:
-    """A document of the project, or a cell's text, as Sphinx reads it: the README is the front page, ids are labels.
+    """A document of the project, or a cell's text, as Sphinx reads it: the README is the front page, ids are labels, a
+    picture of each theme is shown in its own.
 
     Args:
         text: Markdown, as on GitHub.
@@ -140,6 +152,9 @@ def as_page(text: str, name: str = "") -> str:
     text = (
         REMOTE_PICTURE.sub(r"\1", text).replace("README.md)", "index.md)").replace("data/index.md)", "data/README.md)")
     )
+    for theme in THEMED_PICTURE.finditer(text):
+        both = [IN_A_THEME.format(path=theme[name], alt=theme["alt"], theme=name) for name in ("light", "dark")]
+        text = text.replace(theme[0], "\n".join(both))
     for anchored in ANCHORED:
         text = re.sub(rf"\]\((?:\.\./)?(?:docs/)?{anchored}\.md#", f"](#{anchored}-", text)
     if name in ANCHORED:
