@@ -260,6 +260,7 @@ def measure(model: nn.Module, data: ImageData, experiment: Experiment, history: 
         "epochs_run": len(history.rows),
         "stopped_early": history.stopped_early,
         "seconds": sum(row["seconds"] for row in history.rows),
+        **{"chosen_C": row["C"] for row in history.rows if "C" in row},
         **describe(model, data.image_shape),
     }
     figures = figures_so_far(history) if history.interrupted else final_figures(model, data, experiment)

@@ -44,8 +44,8 @@ class Transfer:
         k: of knn: neighbours that vote, from 1.
         metric: of knn: cosine or euclidean.
         weighted: of knn: whether a vote counts by one over its distance.
-        C: of svm and probe: weight of the losses against that of small weights, above 0; None takes the best of
-            PENALTIES by validation.
+        C: of svm and probe: weight of the losses against that of small weights, above 0; None takes the best by
+            validation (see `best_penalty`).
 
     Raises:
         SettingError: an argument that is not allowed, or a method that needs a backbone without one.

@@ -88,10 +88,32 @@ def test_all_methods_score_what_can_be_told_apart():
         assert guessed["top1"] < 0.2
 
 
-def test_the_penalty_is_the_one_that_validation_prefers():
-    train, validation = blobs(100, 4), blobs(100, 4, seed=1)
-    found = {penalty: lab.linear_svm(train, validation, C=penalty)["top1"] for penalty in (1e-9, 1e-2, 1e3)}
-    assert linear.best_penalty(linear.svm_head, train, validation, tuple(found)) == max(found, key=found.get)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_penalty_is_the_one_that_validation_prefers_and_no_edge_of_what_was_tried(scale, monkeypatch):
+    """Losses that count `scale` times as much want a C smaller by that: beyond the values tried first, if need be."""
+    tried = {}
+
+    def fit_head(train, *, C):
+        tried[C] = abs(math.log10(C * scale) + 0.5)  # 0.5 from the best, which lies between two powers of ten
+        return C
+
+    monkeypatch.setattr(linear, "score", lambda C, validation: {"top1": -round(tried[C], 6)})
+    best = linear.best_penalty(fit_head, None, blobs(4, 2))
+    assert math.isclose(best, 0.1 / scale)
+    assert min(tried) < best < max(tried)
+
+
+def test_penalties_that_do_equally_well_are_not_tried_without_end():
+    train = blobs(100, 4)
+    tried = []
+
+    def fit_head(train, *, C):
+        tried.append(C)
+        return linear.svm_head(train, C=1.0)
+
+    linear.best_penalty(fit_head, train, train)
+    assert min(tried) >= linear.SMALLEST_PENALTY / 2
+    assert len(tried) < 20
 
 
 @pytest.mark.parametrize("method", [lab.knn, lab.linear_svm, lab.linear_probe])

@@ -48,6 +48,8 @@ def test_a_head_for_frozen_features_is_a_run_like_any_other(backbone, method, mo
     assert all(torch.equal(again.model.state_dict()[name], backbone.state_dict()[name]) for name in same)
     assert finished.metrics["parameters"] == (0 if method == "knn" else 10 * (32 + 1))
     assert finished.metrics["test_top1"] > 0.2  # of 10 classes
+    assert ("chosen_C" in finished.metrics) == (method != "knn")
+    assert finished.metrics.get("chosen_C", 1.0) > 0
 
 
 def test_fine_tuning_changes_what_it_may_and_starts_from_the_backbone(backbone):
