@@ -260,9 +260,10 @@ def measure(model: nn.Module, data: ImageData, experiment: Experiment, history: 
         "epochs_run": len(history.rows),
         "stopped_early": history.stopped_early,
         "seconds": sum(row["seconds"] for row in history.rows),
-        **{"chosen_C": row["C"] for row in history.rows if "C" in row},
         **describe(model, data.image_shape),
     }
+    if history.rows and "C" in history.rows[-1]:  # of a head that was found for frozen features
+        metrics["chosen_C"] = history.rows[-1]["C"]
     figures = figures_so_far(history) if history.interrupted else final_figures(model, data, experiment)
     origin = {"experiment": experiment.name, "profile": experiment.profile, "data": data.title, "source": data.source}
     return metrics | figures | origin | provenance(data.device)

@@ -93,11 +93,11 @@ def test_the_penalty_is_the_one_that_validation_prefers_and_no_edge_of_what_was_
     """Losses that count `scale` times as much want a C smaller by that: beyond the values tried first, if need be."""
     tried = {}
 
-    def fit_head(train, *, C):
+    def fit_head(train, *, C):  # noqa: N803
         tried[C] = abs(math.log10(C * scale) + 0.5)  # 0.5 from the best, which lies between two powers of ten
         return C
 
-    monkeypatch.setattr(linear, "score", lambda C, validation: {"top1": -round(tried[C], 6)})
+    monkeypatch.setattr(linear, "score", lambda head, validation: {"top1": -round(tried[head], 6)})
     best = linear.best_penalty(fit_head, None, blobs(4, 2))
     assert math.isclose(best, 0.1 / scale)
     assert min(tried) < best < max(tried)
@@ -107,7 +107,7 @@ def test_penalties_that_do_equally_well_are_not_tried_without_end():
     train = blobs(100, 4)
     tried = []
 
-    def fit_head(train, *, C):
+    def fit_head(train, *, C):  # noqa: N803
         tried.append(C)
         return linear.svm_head(train, C=1.0)
 
