@@ -9,8 +9,6 @@ from labutils.experiments.configs import config_names, read_yaml
 from labutils.experiments.results import load_results
 from labutils.notebook.plots.selection import matching
 
-# Of its table the averages and AdamW's rates are still to be trained.
-HALF_BANKED = ("cnn_improved",)
 # Beyond these there is nothing to try.
 NATURAL_BOUNDS = {
     **{name: {0.0} for name in ("momentum", "weight_decay", "label_smoothing", "averaging")},
@@ -69,7 +67,7 @@ def test_no_choice_lies_on_the_edge_of_its_grid(name):
                 assert min(tried) < chosen < max(tried), f"{name}: {setting} {chosen} is on the edge of {tried}"
 
 
-@pytest.mark.parametrize("name", [name for name in config_names() if tuned_of(name) and name not in HALF_BANKED])
+@pytest.mark.parametrize("name", [name for name in config_names() if tuned_of(name)])
 def test_what_was_tried_is_banked(name):
     for entry in tuned_of(name):
         table = load_results(entry["table"])
