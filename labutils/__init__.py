@@ -43,59 +43,13 @@ LOADED_WHEN_USED = {
     "show_source": "labutils.notebook.source",
 }
 
-__all__ = [
-    "MLP",
-    "ArchiveError",
-    "CheckpointError",
-    "Claims",
-    "ClusterError",
-    "DamagedRun",
-    "Diverged",
-    "DownloadError",
-    "Experiment",
-    "History",
-    "ImageData",
-    "Interrupted",
-    "ResNet",
-    "Run",
-    "SettingError",
-    "ShallowCNN",
-    "Split",
-    "StandInWarning",
-    "StoreError",
-    "Training",
-    "batches",
-    "describe",
-    "diagrams",
-    "distillation_loss",
-    "evaluate",
-    "exercises",
-    "explorers",
-    "extract_features",
-    "extract_logits",
-    "fit",
-    "gradient_norms",
-    "grid",
-    "knn",
-    "linear_probe",
-    "linear_svm",
-    "load_data",
-    "load_pretrained",
-    "load_results",
-    "percent",
-    "plots",
-    "predict",
-    "predictions",
-    "probes",
-    "run",
-    "show_source",
-    "sweep",
-    "unfreeze",
-]
-
 
 def __getattr__(name: str) -> object:
     if name not in LOADED_WHEN_USED:
         raise AttributeError(f"module 'labutils' has no attribute '{name}'")
     module = importlib.import_module(LOADED_WHEN_USED[name])
     return getattr(module, name, module)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LOADED_WHEN_USED})

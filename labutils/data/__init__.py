@@ -2,5 +2,3 @@
 
 from labutils.data.archives import ArchiveError, DownloadError
 from labutils.data.loading import ImageData, Split, StandInWarning, batches, load_data
-
-__all__ = ["ArchiveError", "DownloadError", "ImageData", "Split", "StandInWarning", "batches", "load_data"]

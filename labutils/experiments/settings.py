@@ -21,7 +21,7 @@ import torch
 from labutils import files
 from labutils.data.loading import ImageData, check_data_settings, load_data
 from labutils.errors import SettingError, UnknownSetting, check_choice, check_flag
-from labutils.experiments.configs import CONFIGS, config_names, read_yaml
+from labutils.experiments.configs import config_names, read_yaml
 from labutils.experiments.tracking import Tracking
 from labutils.methods.distillation import Distillation
 from labutils.methods.pretrained import read_record
@@ -412,6 +412,3 @@ def named_within(section: str) -> Iterator[None]:
         raise
     except SettingError as error:
         raise SettingError(f"{section}.{error.setting}", error.given, error.allowed) from None
-
-
-__all__ = ["CONFIGS", "Experiment", "Measurement", "config_names", "grid"]

@@ -5,16 +5,3 @@ from labutils.models.counting import describe, parameter_count
 from labutils.models.mlp import MLP, HiddenLayer
 from labutils.models.resnet import CNN, BasicBlock, ResNet
 from labutils.models.shallow import ShallowCNN
-
-__all__ = [
-    "CNN",
-    "MLP",
-    "MODELS",
-    "BasicBlock",
-    "HiddenLayer",
-    "ResNet",
-    "ShallowCNN",
-    "build_model",
-    "describe",
-    "parameter_count",
-]

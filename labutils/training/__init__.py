@@ -7,18 +7,3 @@ from labutils.training.evaluation import evaluate, predict
 from labutils.training.history import Diverged, History, Interrupted
 from labutils.training.loop import fit
 from labutils.training.settings import Training
-
-__all__ = [
-    "Callback",
-    "CheckpointError",
-    "Diverged",
-    "History",
-    "Interrupted",
-    "OutOfMemory",
-    "Probe",
-    "State",
-    "Training",
-    "evaluate",
-    "fit",
-    "predict",
-]

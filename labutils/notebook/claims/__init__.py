@@ -3,14 +3,3 @@
 from labutils.notebook.claims.comparison import Comparison, notebooks_with_claims, read_comparisons
 from labutils.notebook.claims.statistics import Difference, difference, holm
 from labutils.notebook.claims.table import Claims, percent
-
-__all__ = [
-    "Claims",
-    "Comparison",
-    "Difference",
-    "difference",
-    "holm",
-    "notebooks_with_claims",
-    "percent",
-    "read_comparisons",
-]

@@ -6,5 +6,3 @@ from labutils.notebook.explorers.growth import Growth
 from labutils.notebook.explorers.temperature import TemperatureExplorer
 from labutils.notebook.explorers.training import TrainingExplorer
 from labutils.notebook.explorers.transfer import TransferExplorer
-
-__all__ = ["Explorer", "GradientExplorer", "Growth", "TemperatureExplorer", "TrainingExplorer", "TransferExplorer"]

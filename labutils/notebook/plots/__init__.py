@@ -3,7 +3,6 @@
 Accuracies come in as fractions from 0 to 1 and are drawn as percentages. A plain network is always drawn in the colour
 PLAIN, a residual one in RESIDUAL. Every figure states its data below itself.
 """
-# ruff: noqa: F401 (the names imported here are the package's interface)
 
 from labutils.notebook.plots.curves import (
     accuracy_against,

@@ -4,5 +4,3 @@ from labutils.notebook.predictions.drawing import draw
 from labutils.notebook.predictions.notebook import Notebook
 from labutils.notebook.predictions.question import PREDICTION, Question
 from labutils.notebook.predictions.scorecard import Scorecard
-
-__all__ = ["PREDICTION", "Notebook", "Question", "Scorecard", "draw"]
