@@ -12,7 +12,7 @@ import pytest
 import labutils as lab
 from labutils.errors import SettingError, UnknownSetting
 from labutils.notebook import record
-from labutils.notebook.predictions import PREDICTION, drawing, question
+from labutils.notebook.predictions import PREDICTION, notebook, question
 
 RESULTS = pd.DataFrame(
     {"depth": [1, 10, 40], "test_top1": [0.97, 0.95, 0.4], "data": "digits", "source": "builtin", "epochs": 1}
@@ -33,12 +33,12 @@ def opened(name="01"):
     predict.number("floor", "How often is the best <constant> right?", unit="%", low=0, high=100)
     predict.choice("deeper", "How many times the parameters?", ["1 times", "4 times", "40 times"])
     predict.curve("accuracy", "Which accuracy?", at={"depth": [1, 10, 40]}, low=0, high=100, unit="%")
-    predict.curve("norms", "Which norm?", at={"layer": [1, 20]}, low=1e-6, high=1, logarithmic=True)
+    predict.curve("norms", "Which norm?", at={"layer": [1, 20]}, low=0, high=1)
     return predict
 
 
-ANSWERS = {"floor": [10.0], "deeper": ["4 times"], "accuracy": [90, 80.5, 11], "norms": [1e-4, 1e-1]}
-VALUES = {"floor": 10.0, "deeper": "4 times", "accuracy": [90, 80.5, 11], "norms": [1e-4, 1e-1]}
+ANSWERS = {"floor": [10.0], "deeper": ["4 times"], "accuracy": [90, 80.5, 11], "norms": [0.3, 0.1]}
+VALUES = {"floor": 10.0, "deeper": "4 times", "accuracy": [90, 80.5, 11], "norms": [0.3, 0.1]}
 
 
 def answer(predict, name, answers):
@@ -121,13 +121,13 @@ def test_the_scorecard_compares_in_the_units_asked(answered):
     answered.measured("floor", np.float64(11.35))
     answered.measured("deeper", "40 times")
     answered.measured("accuracy", pd.Series([96, 80.5, 41]))
-    answered.measured("norms", [1e-3, 1e-2])
+    answered.measured("norms", [0.1, 0.1])
     text = repr(answered.scorecard())
     assert "Predictions made: 4 of 4." in text
     assert "You said: 10 %; measured: 11.35 %; off by 1.35 points" in text
     assert "You said: 4 times; measured: 40 times; another" in text
     assert "measured: 96 % at 1, 80.5 % at 10, 41 % at 40; off by 12 points on average" in text
-    assert "off by a factor of 10" in text
+    assert "off by 0.1 on average" in text
     assert "<td" in answered.scorecard()._repr_html_()
     assert "&lt;constant&gt;" in answered.scorecard()._repr_html_()
 
@@ -151,12 +151,13 @@ def test_a_prediction_is_drawn_beside_what_was_measured(answered):
     assert curve.get_ydata() == pytest.approx([0.9, 0.805, 0.11])
     assert level.get_ydata() == pytest.approx([0.1, 0.1])
     assert figure.axes[0].get_ylim()[0] <= 0.1
-    assert f"{drawing.LABEL} from" in figure.alt
+    assert f"{notebook.LABEL} from" in figure.alt
     figure.drawn()
-    assert {text.get_text() for text in figure.axes[0].texts} == {"plain", drawing.LABEL, "your floor"}
-    plain = lab.plots.Chart().subplots()
-    lab.predictions.draw(plain, answered.question("accuracy"))
-    assert plain.lines[0].get_ydata() == pytest.approx([90, 80.5, 11])
+    assert {text.get_text() for text in figure.axes[0].texts} == {"plain", notebook.LABEL, "your floor"}
+    plain = lab.plots.Chart()
+    plain.subplots()
+    answered.draw("accuracy", plain)
+    assert plain.axes[0].lines[0].get_ydata() == pytest.approx([90, 80.5, 11])
 
 
 def test_the_last_verdict_of_each_check_counts_unless_a_solution_gave_it(predict, monkeypatch):
@@ -210,7 +211,7 @@ def test_where_nothing_can_be_written_answers_last_as_long_as_the_kernel(folder)
         (lambda predict: predict.choice("x", "?", ["one", "one"]), "options"),
         (lambda predict: predict.curve("x", "?", at={"depth": [2, 1]}, low=0, high=1), "at.depth"),
         (lambda predict: predict.curve("x", "?", at={}, low=0, high=1), "at"),
-        (lambda predict: predict.curve("x", "?", at={"depth": [1, 2]}, low=0, high=1, logarithmic=True), "low"),
+        (lambda predict: predict.curve("x", "?", at={"depth": [1, 2]}, low=1, high=1), "high"),
         (lambda predict: predict.measured("floor", float("nan")), "floor"),
         (lambda predict: predict.measured("accuracy", [1, 2]), "accuracy"),
         (lambda predict: predict.measured("deeper", "twice"), "deeper"),

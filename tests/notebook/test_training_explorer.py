@@ -17,8 +17,7 @@ from PIL import Image
 import labutils as lab
 from labutils.experiments import running, store
 from labutils.notebook.explorers import Growth, TrainingExplorer
-from labutils.notebook.explorers.background import Job
-from labutils.notebook.explorers.cores import use_one_core
+from labutils.notebook.explorers.background import Job, use_one_core
 from labutils.training.history import History
 from labutils.training.stopping import check_stop
 
@@ -465,7 +464,7 @@ def test_growth_reports_a_resumed_training_with_the_epochs_before():
 
 def test_growth_reports_rarely_but_loses_no_loss(monkeypatch):
     clock = Mock(perf_counter=Mock(side_effect=[0, 0, 0, 0.1, 9, 9, 9]))
-    monkeypatch.setattr("labutils.notebook.explorers.growth.time", clock)
+    monkeypatch.setattr("labutils.notebook.explorers.background.time", clock)
     frames = []
     growth = Growth(1, lambda growth: frames.append(growth.frame))
     for epochs, loss in ((0.1, 3.0), (0.2, 2.0), (0.3, 1.0)):

@@ -16,8 +16,7 @@ from labutils.methods.probes import activation_gradients, mean_field_rate
 from labutils.models.mlp import MLP
 from labutils.notebook.claims import percent
 from labutils.notebook.claims.statistics import difference
-from labutils.notebook.explorers.base import FOLDER
-from labutils.notebook.explorers.words import describe, in_words, ordered
+from labutils.notebook.explorers.base import FOLDER, describe, in_words, ordered
 from labutils.notebook.plots.selection import matching, origin
 from labutils.notebook.plots.style import FAINT, INK, OTHERS, PLAIN, RESIDUAL
 from labutils.training.device import seeded

@@ -1,36 +1,84 @@
 """Training in the background: one training a kernel, and whoever shows it can change while it goes on."""
 
 import html
+import math
 import threading
-from typing import ClassVar, Protocol
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, ClassVar
+
+import pandas as pd
+import torch
 
 from labutils.experiments.running import Busy, run
 from labutils.experiments.settings import Experiment
 from labutils.experiments.store import Run
-from labutils.notebook.explorers.cores import use_one_core
-from labutils.notebook.explorers.growth import Growth
+from labutils.training.callbacks import Callback, State
 from labutils.training.stopping import Stopped, stoppable
 
+if TYPE_CHECKING:
+    from labutils.notebook.explorers.training import TrainingExplorer
+
 BUSY_POLL_S = 0.5  # how often a run is looked for that another process is training
+REDRAW_S = 0.5  # between two reports, at least
+HISTORY_COLUMNS = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+CHANGING = threading.Lock()  # held while the number of cores that new threads get is another
 
 
-class Watcher(Protocol):
-    """Who shows a training; called in the training's thread, one call at a time."""
+class Growth(Callback):
+    """Reports how far a training is: after its first step, and then so rarely that reporting costs little.
 
-    def tell(self, job: "Job", message: str) -> None:
-        """There is something to say, as HTML."""
+    Args:
+        total: the epochs there will be.
+        report: called with this object.
 
-    def show_progress(self, job: "Job", words: str, share: float) -> None:
-        """So far is the training: in words, and the share that is done, from 0 to 1."""
+    Attributes:
+        epochs: how many there have been, such as 1.25.
+        frame: a row an epoch as in History.frame; after those, for each report since the last whole epoch, a row of
+            epoch and train_loss.
+    """
 
-    def grow(self, job: "Job", growth: Growth) -> None:
-        """There is a new piece of the curve."""
+    def __init__(self, total: int, report: "Callable[[Growth], None]"):
+        self.total, self.report = total, report
+        self.epochs = 0.0
+        self.rows: list[dict] = []
+        self.points: list[dict] = []
+        self.losses: list[torch.Tensor] = []
+        self.first: tuple[float, float] | None = None  # when the first step ended, and the epochs then
+        self.due = 0.0
 
-    def finish(self, job: "Job", outcome: "Run | Exception") -> None:
-        """The training has ended, with a run or with an error."""
+    def after_step(self, state: State) -> None:
+        now = time.perf_counter()
+        self.epochs = state.epochs
+        self.first = self.first or (now, self.epochs)
+        self.losses.append(state.loss)
+        if now >= self.due:
+            self.rows = list(state.whole_history.rows)  # of a training that was resumed, from its first step on
+            self.points.append({"epoch": self.epochs, "train_loss": torch.stack(self.losses).mean().item()})
+            self.losses.clear()
+            self.report(self)
+            self.due = time.perf_counter() + max(REDRAW_S, 4 * (time.perf_counter() - now))
 
-    def release(self) -> None:
-        """Another watcher shows the training from now on."""
+    def after_epoch(self, state: State) -> None:
+        self.epochs, self.rows = state.epochs, list(state.whole_history.rows)
+        self.points.clear()
+        self.losses.clear()
+        self.report(self)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows + self.points).reindex(columns=HISTORY_COLUMNS)
+
+    @property
+    def time_left(self) -> str:
+        """In words, by the pace since the first step."""
+        began, before = self.first or (0.0, 0.0)
+        epoch = f"epoch {min(math.floor(self.epochs) + 1, self.total)} of {self.total}"
+        if self.epochs <= before:
+            return epoch
+        left = (time.perf_counter() - began) / (self.epochs - before) * (self.total - self.epochs)
+        return f"{epoch}, {f'{left:.0f} s' if left < 100 else f'{left / 60:.0f} min'} left"
 
 
 class Job:
@@ -39,15 +87,15 @@ class Job:
     Args:
         experiment: what is trained.
         label: what it is called.
-        watcher: who shows it at first.
+        watcher: the explorer that shows it at first; it is called in the training's thread, one call at a time.
 
     Attributes:
-        watcher: who shows it now; to be changed with the lock held.
+        watcher: the explorer that shows it now; to be changed with the lock held.
     """
 
     current: ClassVar["Job | None"] = None
 
-    def __init__(self, experiment: Experiment, label: str, watcher: Watcher):
+    def __init__(self, experiment: Experiment, label: str, watcher: "TrainingExplorer"):
         self.experiment, self.label, self.watcher = experiment, label, watcher
         self.growth = Growth(experiment.training.epochs, self.grow)
         self.stopping = threading.Event()
@@ -95,7 +143,7 @@ class Job:
                     said = str(busy)
                     with self.lock:
                         message = f"{html.escape(said)}. Its run is shown when it is there; Stop ends the wait."
-                        self.watcher.tell(self, message)
+                        self.watcher.status = message
                 if self.stopping.wait(BUSY_POLL_S):
                     raise Stopped from busy
 
@@ -113,3 +161,16 @@ class Job:
     def show_progress(self, words: str, share: float) -> None:
         with self.lock:
             self.watcher.show_progress(self, words, share)
+
+
+def use_one_core() -> None:
+    """Let this thread compute on one core; all other threads, those that start later among them, keep theirs.
+
+    torch.set_num_threads sets two numbers: that of the thread which calls it, and that with which later threads start.
+    So another new thread notes the second one first, and puts it back.
+    """
+    torch.get_num_threads()  # a thread's first call gives it the common number, and must not come later
+    with CHANGING, ThreadPoolExecutor(1) as other:
+        common = other.submit(torch.get_num_threads).result()
+        torch.set_num_threads(1)
+        other.submit(torch.set_num_threads, common).result()

@@ -11,11 +11,11 @@ import traitlets
 from IPython.display import DisplayHandle, display
 
 from labutils.errors import SettingError, UnknownSetting
-from labutils.notebook.explorers.words import describe, in_words, ordered
 from labutils.notebook.plots.style import as_html
 
 FOLDER = Path(__file__).parent
 REMEMBERED = 5  # earlier choices that stay in the figure
+WORDS = {None: "none", True: "yes", False: "no"}  # of values, in a label
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Where a widget's kernel has gone, JupyterLab has nothing but an error's words. They are hidden: these say more.
 STAND_IN = """\
@@ -185,3 +185,25 @@ def remember(kept: dict[str, object], label: str, what: object) -> None:
     kept[label] = what
     if len(kept) > REMEMBERED:
         del kept[next(iter(kept))]
+
+
+def ordered(values: list) -> bool:
+    """Whether values have an order, as numbers and lists of numbers do."""
+    return all(isinstance(value, int | float | list) and not isinstance(value, bool) for value in values)
+
+
+def describe(choice: Mapping[str, object]) -> str:
+    """A choice's label in the figure, such as "depth 5, normalization none"."""
+    return ", ".join(f"{name.replace('_', ' ')} {in_words(value)}" for name, value in choice.items())
+
+
+def in_words(value: object) -> str:
+    """A setting's value as a label shows it."""
+    if isinstance(value, list):
+        return "-".join(map(str, value))
+    return WORDS[value] if value is None or isinstance(value, bool) else str(value).replace("_", " ")
+
+
+def in_code(settings: Mapping[str, object]) -> str:
+    """Settings as a call's arguments, such as "depth=5, normalization=None"."""
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())

@@ -12,8 +12,7 @@ from labutils.errors import SettingError
 from labutils.methods.probes import activation_gradients, mean_field_rate, rate_per_layer
 from labutils.models.mlp import MLP
 from labutils.notebook import plots
-from labutils.notebook.explorers.base import Explorer
-from labutils.notebook.explorers.words import in_code
+from labutils.notebook.explorers.base import Explorer, in_code
 from labutils.training.device import seeded
 
 EXPLORED_IMAGES = 128

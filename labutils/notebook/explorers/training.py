@@ -11,9 +11,8 @@ from labutils.experiments.running import kept_run
 from labutils.experiments.settings import Experiment
 from labutils.experiments.store import Run
 from labutils.notebook import plots
-from labutils.notebook.explorers.background import Job
+from labutils.notebook.explorers.background import Growth, Job
 from labutils.notebook.explorers.base import Explorer, remember
-from labutils.notebook.explorers.growth import Growth
 from labutils.notebook.finished import check_whole
 from labutils.training.stopping import Stopped
 
@@ -191,9 +190,6 @@ class TrainingExplorer(Explorer):
         self.job, self.growing, self.progress = None, {}, {}
         self.status = "The training goes on in the explorer that was made last."
         self.enable()
-
-    def tell(self, job: Job, message: str) -> None:
-        self.status = message
 
     def show_progress(self, job: Job, words: str, share: float) -> None:
         self.progress = {"words": f"In training: {job.label}: {words}", "share": share}

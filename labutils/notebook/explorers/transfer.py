@@ -12,9 +12,8 @@ from labutils.methods.features import Features
 from labutils.methods.linear import linear_probe, linear_svm
 from labutils.methods.neighbours import knn
 from labutils.notebook import plots
-from labutils.notebook.explorers.base import remember
+from labutils.notebook.explorers.base import describe, in_code, remember
 from labutils.notebook.explorers.training import TrainingExplorer, mean_and_spread
-from labutils.notebook.explorers.words import describe, in_code
 from labutils.notebook.finished import check_finished
 
 EXPLORED_FEATURES = 20_000  # of which a probe is found within two seconds

@@ -1,6 +1,9 @@
-"""The kinds of predictions: what each asks for, how an answer is read, put into words, compared and drawn.
+"""The kinds of predictions: what each asks for, how an answer is read, put into words and compared.
 
-A kind has `fields`, a control each for the browser; the answer to all of them together is the prediction's value.
+A kind has `fields`, the browser's controls in order: "control" (number, choice or slider), "label", and what that one
+needs. The answer to all of them together is the prediction's value, which JSON can hold. `asked` says in words what can
+be answered; `check` raises SettingError for a value that can be neither predicted nor measured; `words` are a value's
+with its unit; `difference` says how far a prediction is from what was measured.
 """
 
 import math
@@ -8,32 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from statistics import fmean
-from typing import Protocol
 
 from labutils.errors import SettingError
 
 STEPS = 100  # of a slider
-
-
-class Kind(Protocol):
-    """What all kinds have in common. A value is what JSON can hold, as the methods' arguments say."""
-
-    @property
-    def fields(self) -> list[dict[str, object]]:
-        """The browser's controls, in order: "control" (number, choice or slider), "label", and what that one needs."""
-
-    @property
-    def asked(self) -> str:
-        """What is asked for, in words."""
-
-    def check(self, name: str, value: object) -> None:
-        """Raise SettingError where a value, called by this name, is none that can be predicted or measured."""
-
-    def words(self, value: object) -> str:
-        """A value in words, with its unit."""
-
-    def difference(self, value: object, measured: object) -> str:
-        """How far a prediction is from what was measured, in words."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +75,6 @@ class Curve:
     Attributes:
         across: what the places are, such as "depth".
         places: the numbers, in order.
-        logarithmic: whether the sliders, and the comparison, are.
     """
 
     across: str
@@ -102,13 +82,11 @@ class Curve:
     low: float
     high: float
     unit: str = ""
-    logarithmic: bool = False
 
     @property
     def fields(self) -> list[dict[str, object]]:
-        low, high = (math.log10(end) if self.logarithmic else end for end in (self.low, self.high))
-        slider = {"control": "slider", "low": low, "high": high, "step": (high - low) / STEPS}
-        slider["logarithmic"] = self.logarithmic
+        step = (self.high - self.low) / STEPS
+        slider = {"control": "slider", "low": self.low, "high": self.high, "step": step}
         return [slider | {"label": f"{self.across} {place:g}"} for place in self.places]
 
     @property
@@ -127,13 +105,11 @@ class Curve:
         return ", ".join(f"{with_unit(number, self.unit)} at {place:g}" for place, number in pairs)
 
     def difference(self, value: Sequence[float], measured: Sequence[float]) -> str:
-        pairs = list(zip(value, measured, strict=True))
-        if self.logarithmic:
-            if not all(number > 0 for pair in pairs for number in pair):
-                return "off by more than any factor"
-            return f"off by a factor of {math.exp(fmean(abs(math.log(one / other)) for one, other in pairs)):.3g}"
-        mean = fmean(abs(one - other) for one, other in pairs)
+        mean = fmean(abs(one - other) for one, other in zip(value, measured, strict=True))
         return f"off by {with_unit(mean, points(self.unit))} on average"
+
+
+Kind = Number | Choice | Curve
 
 
 def check_finite(name: str, value: object) -> None:

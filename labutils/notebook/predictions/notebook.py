@@ -3,14 +3,19 @@
 from collections.abc import Mapping, Sequence
 
 from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
 from labutils.errors import SettingError, UnknownSetting, check_number
-from labutils.notebook.plots.style import Chart
-from labutils.notebook.predictions.drawing import LABEL, draw
+from labutils.notebook.plots.style import LINE_WIDTH, OTHERS, Chart
 from labutils.notebook.predictions.kinds import Choice, Curve, Kind, Number, check_finite
 from labutils.notebook.predictions.question import Question
 from labutils.notebook.predictions.scorecard import Scorecard
 from labutils.notebook.record import open_record
+
+LABEL = "your prediction"
+LOOK = {"color": OTHERS[3], "ls": (0, (2, 1)), "lw": LINE_WIDTH}  # dotted lines are kept for theory
 
 
 class Notebook:
@@ -71,19 +76,17 @@ class Notebook:
         low: float,
         high: float,
         unit: str = "",
-        logarithmic: bool = False,
     ) -> None:
         """Ask for a curve, drawn by a slider at each of a few places.
 
         Args:
             name, question, low, high, unit: as in `number`.
             at: the places, by what they are: {"depth": [1, 10, 40]}.
-            logarithmic: whether the sliders are, for norms that span orders of magnitude; `low` is then above 0.
 
         Raises:
             SettingError: ends or places that are no numbers in their order.
         """
-        check_ends(low, high, positive=logarithmic)
+        check_ends(low, high)
         if len(at) != 1:
             raise SettingError("at", at, 'one name with its places, such as {"depth": [1, 10, 40]}')
         ((across, places),) = at.items()
@@ -91,7 +94,7 @@ class Notebook:
             check_finite(f"at.{across}", place)
         if len(places) < 2 or sorted(set(places)) != list(places):
             raise SettingError(f"at.{across}", places, "two or more numbers, each larger than the one before")
-        self.ask(name, question, Curve(across, tuple(places), low, high, unit, logarithmic))
+        self.ask(name, question, Curve(across, tuple(places), low, high, unit))
 
     def ask(self, name: str, question: str, kind: Kind) -> None:
         """Show a question of any kind."""
@@ -134,11 +137,13 @@ class Notebook:
             kept["predictions"].setdefault(name, {})["measured"] = value
 
     def draw(self, name: str, figure: Chart, *, panel: int = 0, label: str = LABEL) -> Chart:
-        """Draw a prediction into a figure; as in `lab.predictions.draw`.
+        """Draw a prediction into a figure: a curve through its places, a number as a level line.
+
+        Nothing is drawn where there is no prediction so far, and nothing for a choice.
 
         Args:
             name: of a question that was asked.
-            figure: a figure of `lab.plots`.
+            figure: a figure of `lab.plots`. Where it shows fractions as percentages, so is a prediction in %.
             panel: which of its panels, counted from 0.
             label: what stands at the line's end; where two are drawn, each needs its own.
 
@@ -148,8 +153,22 @@ class Notebook:
         Raises:
             UnknownSetting: as in `question`.
         """
-        question = self.question(name)
-        draw(figure.axes[panel], question, label=label)
+        kind, value = self.question(name).kind, self.question(name).value
+        if value is None or isinstance(kind, Choice):
+            return figure
+        axis = figure.axes[panel]
+        fractions = kind.unit == "%" and isinstance(axis.yaxis.get_major_formatter(), PercentFormatter)
+        scale = axis.yaxis.get_major_formatter().xmax / 100 if fractions else 1
+        low, high = axis.get_ylim()
+        if isinstance(kind, Curve):
+            heights = [scale * number for number in value]
+            (line,) = axis.plot(kind.places, heights, marker="X", markersize=7, markeredgewidth=0, **LOOK)
+        else:
+            heights = [scale * value]
+            line = axis.axhline(*heights, **LOOK)
+        if not axis.get_autoscaley_on():  # a prediction far off is to be seen, too
+            axis.set_ylim(min(low, *heights), max(high, *heights))
+        name_beside_others(figure, axis, {label: line})
         return figure
 
     def scorecard(self) -> Scorecard:
@@ -163,13 +182,20 @@ def as_plain(value: object) -> object:
     return [as_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def check_ends(low: float, high: float, *, positive: bool = False) -> None:
+def check_ends(low: float, high: float) -> None:
     """Accept a lower and an upper end.
 
     Raises:
         SettingError: others.
     """
-    if positive:
-        check_number("low", low, 0, open_ends="low")
     check_finite("low", low)
     check_number("high", high, low, open_ends="low")
+
+
+def name_beside_others(figure: Chart, axis: Axes, line: dict[str, Line2D]) -> None:
+    """Name a prediction's line together with the other lines of its panel, so that no name covers another."""
+    for axes, lines, _ in figure.named[figure.written :]:
+        if axes is axis:
+            lines |= line
+            return
+    figure.name_lines(axis, line)

@@ -29,11 +29,10 @@ function makeChoice({ options }, { id }, move) {
 }
 
 // A slider, which counts as answered once it was moved or clicked.
-function makeSlider({ label, low, high, step, logarithmic }, { unit }, move) {
+function makeSlider({ label, low, high, step }, { unit }, move) {
   const input = makeInput({ type: "range", min: low, max: high, step, "aria-label": label });
   const said = make("span", { class: "said", "aria-hidden": "true" });
-  const place = (value) => (logarithmic ? Math.log10(value) : value);
-  const value = () => Number((logarithmic ? 10 ** input.value : Number(input.value)).toPrecision(4));
+  const value = () => Number(Number(input.value).toPrecision(4));
   const say = (words) => {
     said.textContent = words;
     input.setAttribute("aria-valuetext", words);
@@ -41,7 +40,7 @@ function makeSlider({ label, low, high, step, logarithmic }, { unit }, move) {
   input.addEventListener("input", () => say(`${value()} ${unit}`.trim()));
   for (const event of ["change", "click"]) input.addEventListener(event, () => move(value()));
   const show = (answer) => {
-    input.value = answer === null ? (low + high) / 2 : place(answer);
+    input.value = answer === null ? (low + high) / 2 : answer;
     say(answer === null ? "not set" : `${answer} ${unit}`.trim());
   };
   return { node: make("div", { class: "slider" }, make("span", { class: "label" }, label), input, said), show };
