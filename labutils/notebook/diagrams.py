@@ -3,10 +3,10 @@
 They are charts like all others, a PNG picture with its description inside HTML, because that is what every reader
 shows. JupyterLab drops SVG from notebooks that it does not trust, such as a fresh clone, and GitHub shows the SVG of
 matplotlib without its text. Neither theme's colours reach into a picture. So the ground is transparent, all lines and
-boxes stand out from white and from black, and every word stands on a box of its own. `svg()` is for slides and print.
+boxes stand out from white and from black, and every word stands on a box of its own. For slides and print, save one by
+`savefig("NAME.svg")`.
 """
 
-import io
 import itertools
 from collections.abc import Sequence
 
@@ -26,24 +26,14 @@ NEW = OTHERS[0]
 Point = tuple[float, float]
 
 
-class Diagram(Chart):
-    """A diagram that shows itself in a notebook; `alt` describes it in words, `png()` and `svg()` are its files."""
-
-    def svg(self) -> str:
-        """The diagram as the content of an SVG file, with its description as title."""
-        file = io.StringIO()
-        self.savefig(file, format="svg", metadata={"Title": self.alt, "Date": None})
-        return file.getvalue()
-
-
-def diagram(shows: str, height: float) -> tuple[Diagram, Axes]:
+def diagram(shows: str, height: float) -> tuple[Chart, Axes]:
     """An empty diagram of the course's width, and where to draw it.
 
     Args:
         shows: what is to be seen, for readers who cannot see it, without the last full stop.
         height: in units.
     """
-    figure = Diagram(figsize=(WIDTH_IN, height / UNITS_PER_INCH))
+    figure = Chart(figsize=(WIDTH_IN, height / UNITS_PER_INCH))
     figure.shows = shows
     figure.patch.set_alpha(0)
     axis = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDE), ylim=(0, height))
@@ -86,7 +76,7 @@ def chain(axis: Axes, y: float, *edges: tuple[float, float]) -> None:
         arrow(axis, (start + GAP, y), (end - GAP, y))
 
 
-def residual_block() -> Diagram:
+def residual_block() -> Chart:
     """A plain and a residual block, and the ways of the gradient back through each (notebook 02)."""
     figure, axis = diagram(
         "A plain block computes f(x) from x. Its gradient has one way back from f(x) to x, through the layers, and is "
@@ -139,7 +129,7 @@ def back(axis: Axes, start: float, end: float, edge: float, way: float, text: st
     note(axis, (start + end) / 2, way, text, colour=colour)
 
 
-def zero_init_block() -> Diagram:
+def zero_init_block() -> Chart:
     """A residual block whose last normalization starts with weight 0, and so is its skip alone (notebook 03)."""
     figure, axis = diagram(
         "A residual block before training. In its branch follow a convolution, a normalization, a ReLU, a second "
@@ -183,7 +173,7 @@ def receptive_fields(strides: Sequence[int]) -> list[tuple[int, int]]:
     return fields
 
 
-def receptive_field() -> Diagram:
+def receptive_field() -> Chart:
     """What one place sees of the image through three 3x3 convolutions, one of them of stride 2 (notebook 03)."""
     fields = receptive_fields(STRIDES)
     names = ["image", *(f"3 × 3, stride {stride}" for stride in STRIDES)]
@@ -219,7 +209,7 @@ PARTS = ("stem", "stage 1", "stage 2", "stage 3", "stage 4", "head")
 LOOKS = {"frozen": FAINT, "fine-tuned": RESIDUAL, "new": NEW}
 
 
-def transfer_ladder() -> Diagram:
+def transfer_ladder() -> Chart:
     """What is frozen and what learns on each rung of the transfer ladder (notebook 04)."""
     rungs = {
         "neighbours, SVM, probe": 0,
@@ -251,7 +241,7 @@ def transfer_ladder() -> Diagram:
     return figure
 
 
-def distillation() -> Diagram:
+def distillation() -> Chart:
     """How a student learns from a teacher's soft answers and from labels (notebook 05)."""
     figure, axis = diagram(
         "An image goes to a frozen teacher and to a student. The logits of both are divided by the temperature T, and "

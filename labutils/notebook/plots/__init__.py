@@ -7,7 +7,6 @@ PLAIN, a residual one in RESIDUAL. Every figure states its data below itself.
 from labutils.notebook.plots.curves import (
     accuracy_against,
     accuracy_by_depth,
-    correlations,
     epochs,
     gradient_profiles,
     lesions,

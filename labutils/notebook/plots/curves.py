@@ -47,9 +47,7 @@ def draw_lines(
     return lines
 
 
-def accuracy_by_depth(
-    results: DataFrame, lines: Groups, *, metric: str, depth: str = "depth", lowest: float | None = None
-) -> Chart:
+def accuracy_by_depth(results: DataFrame, lines: Groups, *, metric: str, depth: str = "depth") -> Chart:
     """Mean accuracy against depth, with a band of one standard deviation over seeds.
 
     Args:
@@ -57,15 +55,12 @@ def accuracy_by_depth(
         lines: the values that each line's runs have, by the line's label.
         metric: the column to show, fractions from 0 to 1.
         depth: the column that says how deep a network is: depth (hidden layers) or layers (all that have weights).
-        lowest: where the accuracy's axis begins, as a fraction, to show small differences; lower values are cut off.
 
     Raises:
         SettingError: no run matches a line.
     """
     xlabel = f"depth ({DEPTHS[depth]}, logarithmic)"
-    figure = accuracy_against(results, lines, metric=metric, across=depth, xlabel=xlabel, logarithmic=True)
-    figure.axes[0].set_ylim(lowest, None)
-    return figure
+    return accuracy_against(results, lines, metric=metric, across=depth, xlabel=xlabel, logarithmic=True)
 
 
 def accuracy_against(
@@ -163,18 +158,4 @@ def lesions(studies: Tables, *, classes: int = 10, caption: str = "") -> Chart:
     axis.annotate("chance", (1, 1 / classes), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK)
     ylabel = "accuracy (%); dashed: whole network"
     describe(axis, f"removed {LAYER}", ylabel, percent="y", whole="x", ylim=(0, 1.02))
-    return figure
-
-
-def correlations(curves: Tables, *, caption: str = "") -> Chart:
-    """Correlation between the gradients at two inputs against the distance of the inputs.
-
-    Args:
-        curves: tables as `gradient_correlation` returns them, for one or several seeds, by the line's label.
-        caption: what the data are.
-    """
-    figure, ((axis,),) = chart("Lines of gradient correlation with bands", height=3.8, caption=caption)
-    draw_lines(axis, labelled(curves), x="distance", y="correlation", markers=False)
-    axis.axhline(0, color=FAINT, lw=1)
-    describe(axis, "distance between two inputs (Euclidean, normalised pixels)", "correlation of their gradients")
     return figure

@@ -11,7 +11,6 @@ from labutils.notebook.plots import style
 from labutils.notebook.plots.selection import Groups, Tables, origin, select
 from labutils.notebook.plots.style import INK, THEORY, Chart, accuracy_label, chart, describe, kind_colour, line_looks
 
-COSTS = {"seconds": "training (seconds)", "parameters": "trainable parameters"}
 BARS = {"errorbar": "sd", "err_kws": {"linewidth": 1.5}, "linestyle": "none", "markersize": 6, "markeredgewidth": 0}
 
 
@@ -66,22 +65,12 @@ def accuracies_by_group(results: DataFrame, columns: Sequence[str], *, caption: 
     return figure
 
 
-def ladder(
-    results: DataFrame,
-    rungs: Groups,
-    *,
-    metric: str = "test_top1",
-    mirrored: str = "test_flips_top1",
-    against: str = "seconds",
-) -> Chart:
-    """A sequence of improvements: each rung's accuracy, and accuracy against cost; means ± standard deviation.
+def ladder(results: DataFrame, rungs: Groups) -> Chart:
+    """A sequence of improvements: each rung's test accuracy, and that against seconds; means ± standard deviation.
 
     Args:
-        results: one row per run, with the cost and the metrics.
+        results: one row per run, with seconds, test_top1 and test_flips_top1, which is drawn hollow where it is known.
         rungs: the values that each rung's runs have, from the plain recipe on, by the rung's label.
-        metric: the column to show, fractions from 0 to 1.
-        mirrored: the same metric when an image and its mirror image are evaluated together; hollow, where it is known.
-        against: the column with the cost, a key of COSTS.
 
     Raises:
         SettingError: no run matches a rung.
@@ -92,20 +81,17 @@ def ladder(
     places = []
     for number, (_, runs) in enumerate(groups, start=1):
         bar = {"fmt": "o", "color": style.RESIDUAL if runs["residual"].eq(True).all() else style.PLAIN, "capsize": 2}
-        accuracy, cost = runs[metric], runs[against]
+        accuracy, mirrored, cost = runs["test_top1"], runs["test_flips_top1"], runs["seconds"]
         left.errorbar(accuracy.mean(), number, xerr=accuracy.std(), ms=6, **bar)
-        if runs[mirrored].notna().all():
-            left.errorbar(runs[mirrored].mean(), number, xerr=runs[mirrored].std(), ms=6, mfc="none", **bar)
+        if mirrored.notna().all():
+            left.errorbar(mirrored.mean(), number, xerr=mirrored.std(), ms=6, mfc="none", **bar)
         places.append((cost.mean(), accuracy.mean()))
         right.errorbar(*places[-1], xerr=cost.std(), yerr=accuracy.std(), ms=12, **bar)
     write_numbers(right, places)
     left.set_yticks(range(1, len(rungs) + 1), [f"{name}  {number}" for number, name in enumerate(rungs, start=1)])
-    xlabel = f"{accuracy_label(metric)}; hollow: with the mirror image"
+    xlabel = "test accuracy (%); hollow: with the mirror image"
     describe(left, xlabel, percent="x", ylim=(len(rungs) + 0.5, 0.5))
-    describe(right, COSTS[against], accuracy_label(metric), percent="y", xlim=(0, None))
-    if against == "parameters":
-        right.set_xscale("symlog", linthresh=1e4)  # some rungs train none
-        right.set_xlim(-2e3, 2 * right.get_xlim()[1])
+    describe(right, "training (seconds)", "test accuracy (%)", percent="y", xlim=(0, None))
     return figure
 
 
