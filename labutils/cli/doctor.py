@@ -7,7 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,9 +39,8 @@ class Check(NamedTuple):
 
 def examine() -> Iterator[Check]:
     """Look at everything a lab needs, one thing after the other."""
-    python = f"{sys.version.split()[0]} ({sys.executable})"
-    yield Check("Python", python, None if sys.version_info >= (3, 11) else "install Python 3.11 or newer")
-    yield check_torch()
+    yield Check("Python", f"{sys.version.split()[0]} ({sys.executable})")
+    yield Check("torch", f"{torch.__version__}, torchvision {version('torchvision')}")
     device = find_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     yield Check("device", f"{device} ({name})")
@@ -53,13 +52,6 @@ def examine() -> Iterator[Check]:
     yield check_widgets()
     yield check_disk()
     yield check_wandb()
-
-
-def check_torch() -> Check:
-    try:
-        return Check("torch", f"{torch.__version__}, torchvision {version('torchvision')}")
-    except PackageNotFoundError:
-        return Check("torch", f"{torch.__version__}, no torchvision", SET_UP_AGAIN)
 
 
 def check_threads() -> Check:

@@ -31,10 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 done, 1 failed, 2 a wrong argument, 130 interrupted."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("run", "sweep", "ship"):
+    with_settings = options.command in ("run", "sweep", "ship")
+    if rest and not with_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        status = COMMANDS[options.command](options, rest)
+        options.settings = settings_of(options, rest) if with_settings else {}
+        if with_settings and options.help:
+            show_help(options.parser, options.config and Experiment.load(options.config, **options.settings))
+            status = 0
+        else:
+            status = COMMANDS[options.command](options) or 0
         sys.stdout.flush()  # here, where an error can be told
     except SettingError as error:
         return complain(error, 2)
@@ -55,43 +61,34 @@ def complain(what: object, status: int) -> int:
     return status
 
 
-def doctor(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def doctor(options: argparse.Namespace) -> None:
     from labutils.cli.doctor import examine
 
     for check in examine():
         print(check, flush=True)
-    return 0
 
 
-def data(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def data(options: argparse.Namespace) -> None:
     for name in options.names or NAMES:
         print(f"{name}: {load_data(name, source=options.source, root=options.root, device='cpu')}")
-    return 0
 
 
-def run_one(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    settings = settings_of(options, rest)
-    if options.help:
-        return explain(options, settings)
+def run_one(options: argparse.Namespace) -> None:
     try:
-        finished = run(Experiment.load(options.config, **settings), force=options.force)
+        finished = run(Experiment.load(options.config, **options.settings), force=options.force)
     except Interrupted as interrupt:
         if interrupt.history.rows:
             print(interrupt.history.frame.round(4).to_string(index=False))
         raise
     print(finished.history.frame.round(4).to_string(index=False))
     print(f"{finished}\nkept in {finished.path}")
-    return 0
 
 
-def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    settings = settings_of(options, rest)
-    if options.help:
-        return explain(options, settings)
-    experiments = grid(options.config, **settings)
+def run_sweep(options: argparse.Namespace) -> int | None:
+    experiments = grid(options.config, **options.settings)
     wanted = [what for what in SAVED if getattr(options, f"save_{what}")]
     if wanted:  # asked before the work, not after it
-        name = kept_name(options, experiments[0], changed=bool(rest))
+        name = kept_name(options, experiments[0], changed=options.settings.keys() > {"profile"})
     if wanted == ["results"]:
         return complete_bank(options, name, experiments)
     table = sweeps.sweep(experiments, jobs=options.jobs, cluster=options.cluster)
@@ -104,7 +101,6 @@ def run_sweep(options: argparse.Namespace, rest: Sequence[str]) -> int:
     }
     for what in wanted:
         print(f"banked in {results.save_results(name + SAVED[what][0], tables[what]())}")
-    return 0
 
 
 def complete_bank(options: argparse.Namespace, name: str, experiments: list[Experiment]) -> int:
@@ -129,12 +125,6 @@ def report_failures(table: "pd.DataFrame") -> bool:
     if len(failed):
         print(failed[[*results.settings_that_vary(table), "error"]].to_string(index=False), file=sys.stderr)
     return bool(len(failed))
-
-
-def explain(options: argparse.Namespace, settings: dict[str, object]) -> int:
-    """Print the help of `run`, `sweep` or `ship`, after a config with that experiment's settings."""
-    show_help(options.parser, options.config and Experiment.load(options.config, **settings))
-    return 0
 
 
 def settings_of(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, object]:
@@ -168,17 +158,16 @@ def kept_name(options: argparse.Namespace, experiment: Experiment, *, changed: b
     return options.kept_as
 
 
-def tell(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def write_report(options: argparse.Namespace) -> None:
     from labutils.cli.report import readable, report
 
     folder = options.to or Path("build", "reports", Path(options.config).stem)
     summary, files = report(options.config, folder, profile=options.profile)
     print(readable(summary).to_string(index=False))
     print(*files, sep="\n")
-    return 0
 
 
-def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def export(options: argparse.Namespace) -> None:
     experiment = Experiment.load(options.config, profile=options.profile)
     name = kept_name(options, experiment)
     finished = run(experiment)
@@ -190,10 +179,9 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
         metrics=finished.metrics,
     )
     print(f"{finished}\nkept in {path}")
-    return 0
 
 
-def verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def verify(options: argparse.Namespace) -> None:
     from labutils.cli.verify import verify
     from labutils.notebook.claims import notebooks_with_claims
 
@@ -201,26 +189,20 @@ def verify(options: argparse.Namespace, rest: Sequence[str]) -> int:
         lines = verify(notebook, profile=options.profile, jobs=options.jobs, dry_run=options.dry_run)
         for line in lines:
             print(line, flush=True)
-    return 0
 
 
-def ship(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    settings = settings_of(options, rest)
-    if options.help:
-        return explain(options, settings)
-    print(f"kept in {ship_run(Experiment.load(options.config, **settings))}")
-    return 0
+def ship(options: argparse.Namespace) -> None:
+    print(f"kept in {ship_run(Experiment.load(options.config, **options.settings))}")
 
 
-def convert(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def convert(options: argparse.Namespace) -> None:
     from labutils.experiments.conversion import convert_bank, convert_store
 
     for name, outcome in itertools.chain(convert_store(), convert_bank()):
         print(f"{name}: {outcome}", flush=True)
-    return 0
 
 
-def course(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def course(options: argparse.Namespace) -> int | None:
     from labutils.cli.course import execute_course, publish_committed
 
     try:
@@ -230,24 +212,21 @@ def course(options: argparse.Namespace, rest: Sequence[str]) -> int:
             print(path, flush=True)
     except ModuleNotFoundError as error:
         return complain(f"{error}: the site needs the extra `site` (pip install 'labutils[site]')", 1)
-    return 0
 
 
-def student(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def student(options: argparse.Namespace) -> None:
     from labutils.cli.course import write_student_copies
 
     print(*write_student_copies(options.to), sep="\n")
-    return 0
 
 
-def grade(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def grade(options: argparse.Namespace) -> None:
     from labutils.cli.grade import grade
 
     given = {"seconds": options.timeout, "memory": options.memory, "jobs": options.jobs, "profile": options.profile}
     for graded in grade(options.notebooks, options.to, **given):
         print(graded, flush=True)
     print(f"written to {options.to}")
-    return 0
 
 
 COMMANDS = {
@@ -255,7 +234,7 @@ COMMANDS = {
     "data": data,
     "run": run_one,
     "sweep": run_sweep,
-    "report": tell,
+    "report": write_report,
     "export": export,
     "ship": ship,
     "verify": verify,

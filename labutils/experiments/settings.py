@@ -9,6 +9,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -214,7 +215,7 @@ def grid(
     fixed = set(flatten(expand(overrides, known)))
     grids = axes or sweep
     checked = [check_axes(each, known, fixed, name_or_path) for each in (grids if isinstance(grids, list) else [grids])]
-    size = sum(product(len(choices) for choices in each.values()) for each in checked)
+    size = sum(math.prod(len(choices) for choices in each.values()) for each in checked)
     if size > LARGEST_GRID:
         raise SettingError("sweep", f"{size:,} combinations", f"at most {LARGEST_GRID:,}")
     experiments = [
@@ -223,14 +224,6 @@ def grid(
         for combination in itertools.product(*each.values())
     ]
     return list({json.dumps(files.canonical(one.settings())): one for one in experiments}.values())
-
-
-def product(numbers: Iterator[int]) -> int:
-    """The product of whole numbers."""
-    result = 1
-    for number in numbers:
-        result *= number
-    return result
 
 
 def check_axes(axes: Mapping[str, Sequence], known: Sequence[str], fixed: set[str], where: object) -> dict[str, list]:
