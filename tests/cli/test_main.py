@@ -262,11 +262,11 @@ def test_export_keeps_a_network_under_a_name_of_its_own(store, bank, tiny, capsy
 
 @pytest.mark.parametrize(("command", "goes_on"), [("run", True), ("sweep", True), ("doctor", False)])
 def test_an_interrupt_is_told_in_one_line(monkeypatch, capsys, command, goes_on):
-    def interrupted(options, rest):
+    def interrupted(options):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(commands.COMMANDS, command, interrupted)
-    assert main([command]) == 130
+    assert main([command, *["mlp_mnist"] * goes_on]) == 130
     message = capsys.readouterr().err
     assert message.startswith("labutils: interrupted")
     assert message.count("\n") == 1

@@ -2,8 +2,7 @@
 
 import itertools
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +11,12 @@ import pandas as pd
 
 import labutils as lab
 from labutils.data import batches
-from labutils.methods.probes import activation_gradients, mean_field_rate
+from labutils.methods.probes import activation_gradients, rate_per_layer
 from labutils.models.mlp import MLP
 from labutils.notebook.claims import percent
 from labutils.notebook.claims.statistics import difference
 from labutils.notebook.explorers.base import FOLDER, describe, in_words, ordered
+from labutils.notebook.explorers.gradients import predict_rate
 from labutils.notebook.plots.selection import matching, origin
 from labutils.notebook.plots.style import FAINT, INK, OTHERS, PLAIN, RESIDUAL
 from labutils.training.device import seeded
@@ -35,14 +35,17 @@ class Explorable:
     Args:
         choices: the settings and the values they offer.
         start: the values chosen at first.
-        chart: each setting's chosen value is its parameter `chosen_NAME`; Vega has names such as width itself.
+        layers: of the chart. Each setting's chosen value is their parameter `chosen_NAME`; Vega has names such as
+            width itself.
+        shows: what is to be seen, for those who cannot see it.
         answer: what a choice comes to, in words.
         caption: what the data are.
     """
 
     choices: Mapping[str, list]
     start: Settings
-    chart: alt.LayerChart
+    layers: Sequence[alt.Chart]
+    shows: str
     answer: Callable[[Settings], str]
     caption: str
 
@@ -83,8 +86,9 @@ class Explorable:
         """The chart in the course's look, as wide as the page."""
         parameters = [alt.param(name=f"chosen_{name}", value=self.start[name]) for name in self.choices]
         return (
-            self.chart.add_params(*parameters)
-            .properties(width="container", height=300, background="transparent")
+            alt.layer(*self.layers)
+            .add_params(*parameters)
+            .properties(description=self.shows, width="container", height=300, background="transparent")
             .configure(font="system-ui, sans-serif")
             .configure_view(stroke=None)
             .configure_axis(
@@ -142,7 +146,7 @@ def depth_and_width() -> Explorable:
 
     start = {"depth": 5, "width": 64, "normalization": "none", "scheduler": "none"}
     caption = f"Points: seeds; dashed: the other widths. {origin(bank)}"
-    return Explorable(choices, start, described(layers, "Test error by depth, a line for each width."), answer, caption)
+    return Explorable(choices, start, layers, "Test error by depth, a line for each width.", answer, caption)
 
 
 def gradient_profiles() -> Explorable:
@@ -169,13 +173,13 @@ def gradient_profiles() -> Explorable:
         for seed in range(GRADIENT_SEEDS):
             with seeded(seed, data.device):
                 model = MLP(**settings, in_features=images[0].numel(), classes=len(data.classes)).to(data.device)
-            profiles.append(activation_gradients(model, images, labels).assign(seed=seed))
+            profiles.append(activation_gradients(model, images, labels))
         norms = pd.concat(profiles).groupby("layer")["norm"].agg(["mean", "min", "max"]).reset_index()
         rows.append(norms.assign(**choice))
-        factor = (norms["mean"].iloc[0] / norms["mean"].iloc[-1]) ** (1 / (len(norms) - 1))
+        factor = rate_per_layer(norms.rename(columns={"mean": "norm"})).mean
         words[tuple(choice.values())] = (
-            f"from the last layer back to the first, the gradient changes by a factor of {factor:.3f} a layer; "
-            f"{theory(model)}"
+            f"from the last layer back to the first, the gradient changes by a factor of {factor:.4f} a layer; "
+            f"theory: {predict_rate(model)[1]}"
         )
     table = rounded(pd.concat(rows)[[*choices, "layer", "mean", "min", "max"]])
     chosen = is_chosen(*choices)
@@ -196,16 +200,8 @@ def gradient_profiles() -> Explorable:
         f"Mean, least and largest of {GRADIENT_SEEDS} untrained networks, {GRADIENT_IMAGES} images of {data.name} "
         f"({data.source})."
     )
-    chart = described(layers, "Norm of the gradient by layer at initialisation, on a logarithmic axis.")
-    return Explorable(choices, start, chart, lambda choice: words[tuple(choice.values())], caption)
-
-
-def theory(model: MLP) -> str:
-    """What mean-field theory says of a network's gradient."""
-    try:
-        return f"theory: {mean_field_rate(model):.3f}"
-    except NotImplementedError:
-        return "for such a network the course's theory gives no number"
+    shows = "Norm of the gradient by layer at initialisation, on a logarithmic axis."
+    return Explorable(choices, start, layers, shows, lambda choice: words[tuple(choice.values())], caption)
 
 
 def block_patterns() -> Explorable:
@@ -218,11 +214,7 @@ def block_patterns() -> Explorable:
     ).replace({"train_accuracy": "training", "validation_accuracy": "validation"})
     curves["network"] = curves["residual"].map({False: "plain", True: "residual"})
     curves["value"] *= 100
-    chosen = is_chosen(*choices)
-    chart = described(
-        curve_layers(rounded(curves), chosen, "network", ["plain", "residual"], [PLAIN, RESIDUAL]),
-        "Accuracy over the epochs of a plain and a residual network of the chosen depth.",
-    )
+    layers = curve_layers(rounded(curves), is_chosen(*choices), "network", ["plain", "residual"])
 
     def answer(choice: Settings) -> str:
         parts = []
@@ -233,7 +225,8 @@ def block_patterns() -> Explorable:
 
     caption = f"Mean of the seeds; bands: from the least to the largest. {origin(bank)}"
     start = {"layers": 50, "width": 16, "accuracy": "validation"}
-    return Explorable(choices, start, chart, answer, caption)
+    shows = "Accuracy over the epochs of a plain and a residual network of the chosen depth."
+    return Explorable(choices, start, layers, shows, answer, caption)
 
 
 def transfer_ladder() -> Explorable:
@@ -241,18 +234,18 @@ def transfer_ladder() -> Explorable:
     ladder, labels = lab.load_results("transfer_ladder"), lab.load_results("transfer_labels")
     bank = pd.concat([ladder.assign(per_class="all"), labels], ignore_index=True)
     bank = matching(bank, {"progressive": False})
-    methods = {
-        "fine-tuned, all": {"method": "fine_tuning", "backbone": "cnn_backbone", "stages": -1},
-        "fine-tuned, 3 stages": {"method": "fine_tuning", "stages": 3},
-        "fine-tuned, 2 stages": {"method": "fine_tuning", "stages": 2},
-        "fine-tuned, 1 stage": {"method": "fine_tuning", "stages": 1},
-        "linear probe": {"method": "probe"},
-        "linear SVM": {"method": "svm"},
-        "nearest neighbours": {"method": "knn"},
-        "from scratch": {"backbone": "none"},
+    rungs = {
+        "fine-tuned, all": ("fine-tuned", {"method": "fine_tuning", "backbone": "cnn_backbone", "stages": -1}),
+        "fine-tuned, 3 stages": ("fine-tuned", {"method": "fine_tuning", "stages": 3}),
+        "fine-tuned, 2 stages": ("fine-tuned", {"method": "fine_tuning", "stages": 2}),
+        "fine-tuned, 1 stage": ("fine-tuned", {"method": "fine_tuning", "stages": 1}),
+        "linear probe": ("frozen features", {"method": "probe"}),
+        "linear SVM": ("frozen features", {"method": "svm"}),
+        "nearest neighbours": ("frozen features", {"method": "knn"}),
+        "from scratch": ("from scratch", {"backbone": "none"}),
     }
-    named = pd.concat([matching(bank, chosen).assign(rung=name) for name, chosen in methods.items()])
-    named = named.assign(kind=named["rung"].map(kind_of_rung), per_class=named["per_class"].map(str))
+    named = [matching(bank, chosen).assign(rung=name, kind=kind) for name, (kind, chosen) in rungs.items()]
+    named = pd.concat(named).astype({"per_class": str})
     table = rounded(named.assign(accuracy=100 * named["test_top1"])[["per_class", "rung", "kind", "seed", "accuracy"]])
     choices = {"images_per_class": ["10", "50", "100", "all"]}
     base = alt.Chart(table).transform_filter("datum.per_class == chosen_images_per_class")
@@ -260,7 +253,7 @@ def transfer_ladder() -> Explorable:
     colour = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[RESIDUAL, OTHERS[0], PLAIN]), title=None)
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=["circle", "square", "diamond"]), title=None)
     x = alt.X("accuracy:Q", scale=alt.Scale(domain=[0, 70]), title="test accuracy (%)")
-    y = alt.Y("rung:N", sort=list(methods), title=None, axis=alt.Axis(labelLimit=220))
+    y = alt.Y("rung:N", sort=list(rungs), title=None, axis=alt.Axis(labelLimit=220))
     layers = (
         base.mark_tick(thickness=3, size=22).encode(x=alt.X("mean(accuracy):Q"), y=y, color=colour),
         base.mark_point(size=50).encode(x=x, y=y, color=colour, shape=shape, tooltip=["rung", "seed", "accuracy"]),
@@ -277,13 +270,8 @@ def transfer_ladder() -> Explorable:
         "Points: seeds; ticks: their means. Some rungs were measured with all images only. With few images networks "
         f"are trained for 20 epochs, with all for 6. {origin(bank)}"
     )
-    chart = described(layers, "Test accuracy on CIFAR-100 of each way to use a network trained on CIFAR-10.")
-    return Explorable(choices, {"images_per_class": "50"}, chart, answer, caption)
-
-
-def kind_of_rung(rung: str) -> str:
-    """What is trained on a rung of the ladder."""
-    return rung if rung == "from scratch" else rung.split(",")[0] if "tuned" in rung else "frozen features"
+    shows = "Test accuracy on CIFAR-100 of each way to use a network trained on CIFAR-10."
+    return Explorable(choices, {"images_per_class": "50"}, layers, shows, answer, caption)
 
 
 def distillation() -> Explorable:
@@ -296,10 +284,7 @@ def distillation() -> Explorable:
     curves["student"] = curves["teacher"].map(lambda teacher: "alone" if teacher == "none" else "taught")
     curves = rounded(curves[[*choices, "student", "seed", "epoch", "value"]])
     chosen = f"datum.student == 'alone' || {is_chosen(*choices)}"
-    chart = described(
-        curve_layers(curves, chosen, "student", ["alone", "taught"], [PLAIN, RESIDUAL]),
-        "Validation accuracy over the epochs of the student alone and of the taught one.",
-    )
+    layers = curve_layers(curves, chosen, "student", ["alone", "taught"])
 
     def answer(choice: Settings) -> str:
         runs = matching(taught, choice)
@@ -310,17 +295,16 @@ def distillation() -> Explorable:
         )
 
     caption = f"Mean of the seeds; bands: from the least to the largest. {origin(bank)}"
-    return Explorable(choices, {"alpha": 0.9, "temperature": 3.0}, chart, answer, caption)
+    shows = "Validation accuracy over the epochs of the student alone and of the taught one."
+    return Explorable(choices, {"alpha": 0.9, "temperature": 3.0}, layers, shows, answer, caption)
 
 
-def curve_layers(
-    table: pd.DataFrame, chosen: str, name: str, domain: list[str], colours: list[str]
-) -> tuple[alt.Chart, ...]:
-    """Curves over the epochs: a mean and a band over the seeds for each line, apart by colour and by dashes."""
+def curve_layers(table: pd.DataFrame, chosen: str, name: str, lines: Sequence[str]) -> tuple[alt.Chart, ...]:
+    """Two curves over the epochs: a mean and a band over the seeds for each, apart by colour and by dashes."""
     base = alt.Chart(table).transform_filter(chosen)
     x = alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False))
-    colour = alt.Color(f"{name}:N", scale=alt.Scale(domain=domain, range=colours), title=None)
-    dash = alt.StrokeDash(f"{name}:N", scale=alt.Scale(domain=domain, range=[[6, 3], [1, 0]]), title=None)
+    colour = alt.Color(f"{name}:N", scale=alt.Scale(domain=lines, range=[PLAIN, RESIDUAL]), title=None)
+    dash = alt.StrokeDash(f"{name}:N", scale=alt.Scale(domain=lines, range=[[6, 3], [1, 0]]), title=None)
     scale = alt.Scale(zero=False)
     return (
         base.mark_area(opacity=0.25).encode(
@@ -328,11 +312,6 @@ def curve_layers(
         ),
         base.mark_line(strokeWidth=3).encode(x=x, y=alt.Y("mean(value):Q", scale=scale), color=colour, strokeDash=dash),
     )
-
-
-def described(layers: tuple[alt.Chart, ...], words: str) -> alt.LayerChart:
-    """Layers as one chart, with what is to be seen for those who cannot see it."""
-    return alt.layer(*layers).properties(description=words)
 
 
 def mean_accuracy(runs: pd.DataFrame) -> str:
@@ -344,11 +323,8 @@ def mean_accuracy(runs: pd.DataFrame) -> str:
 
 def rounded(table: pd.DataFrame) -> pd.DataFrame:
     """A table whose numbers have no more digits than can be seen."""
-    return table.apply(lambda column: column.map(round_one) if column.dtype.kind == "f" else column)
-
-
-def round_one(value: float) -> float:
-    return value if value == 0 or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")
+    numbers = table.select_dtypes("float")
+    return table.assign(**{name: numbers[name].map(lambda value: float(f"{value:.{DIGITS}g}")) for name in numbers})
 
 
 CHARTS = {
