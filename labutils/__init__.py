@@ -40,7 +40,7 @@ LOADED_WHEN_USED = {
     "predictions": "labutils.notebook.predictions",
     "Claims": "labutils.notebook.claims",
     "percent": "labutils.notebook.claims",
-    "show_source": "labutils.notebook.source",
+    "show_source": "labutils.notebook.showing",
 }
 
 

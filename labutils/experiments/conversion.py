@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import pandas as pd
+
 from labutils.errors import SettingError, UnknownSetting
 from labutils.experiments import results, store
 from labutils.experiments.configs import config_names, read_yaml
@@ -53,8 +55,6 @@ def convert_run(folder: Path) -> Path:
         SettingError: it was trained on other data than are here, or by other code or settings than it could be today.
         OSError, ValueError, KeyError, TypeError: it can't be read, or its weights fit no model of today.
     """
-    import pandas as pd
-
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     settings = {section: read_yaml(folder / "experiment.yaml")[1].get(section, {}) for section in SECTIONS}
     former = not (folder / store.SUMS).exists()

@@ -14,7 +14,7 @@ from labutils.experiments import results
 from labutils.notebook.claims import Claims, Comparison, difference, holm, percent, read_comparisons
 from labutils.notebook.claims.comparison import FOLDER
 from labutils.notebook.finished import check_finished, check_whole
-from labutils.notebook.source import show_source
+from labutils.notebook.showing import show_source
 
 
 def test_source_is_that_of_the_installed_code():

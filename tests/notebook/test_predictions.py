@@ -77,11 +77,11 @@ def test_the_saved_notebook_says_what_was_asked_and_answered(predict, capsys):
     assert repr(asked) == (
         "Prediction asked: Which accuracy? (a number from 0 to 100 % at depth 1, 10, 40). No prediction so far."
     )
-    assert asked.bundle()[PREDICTION] == {"notebook": "01", "name": "accuracy", "value": None}
+    assert asked.stand_in_bundle()[PREDICTION] == {"notebook": "01", "name": "accuracy", "value": None}
     answer(predict, "accuracy", ANSWERS["accuracy"])
-    assert asked.bundle()[PREDICTION]["value"] == VALUES["accuracy"]
-    assert "Your prediction: 90 % at 1, 80.5 % at 10, 11 % at 40." in asked.bundle()["text/html"]
-    assert "&lt;constant&gt;" in predict.question("floor").bundle()["text/html"]
+    assert asked.stand_in_bundle()[PREDICTION]["value"] == VALUES["accuracy"]
+    assert "Your prediction: 90 % at 1, 80.5 % at 10, 11 % at 40." in asked.stand_in_bundle()["text/html"]
+    assert "&lt;constant&gt;" in predict.question("floor").stand_in_bundle()["text/html"]
     predict.number("again", "Once more?", low=0, high=1)
     assert capsys.readouterr().out.startswith("Prediction asked: Once more?")
 

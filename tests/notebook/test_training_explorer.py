@@ -196,7 +196,7 @@ def test_an_error_shows_in_the_widget(explorer, monkeypatch):
 
 def test_a_page_without_widgets_gets_the_picture(explorer, monkeypatch):
     shown = Mock()
-    monkeypatch.setattr("labutils.notebook.explorers.base.display", shown)
+    monkeypatch.setattr("labutils.notebook.showing.display", shown)
     explorer._ipython_display_()
     (stand_in,), (widget,) = (call.args for call in shown.call_args_list)
     assert base64.b64encode(explorer.picture["png"]).decode() in stand_in["text/html"]
@@ -206,7 +206,7 @@ def test_a_page_without_widgets_gets_the_picture(explorer, monkeypatch):
 
 
 def test_the_picture_for_pages_without_widgets_is_always_the_newest(explorer, monkeypatch):
-    monkeypatch.setattr("labutils.notebook.explorers.base.display", Mock())
+    monkeypatch.setattr("labutils.notebook.showing.display", Mock())
     explorer._ipython_display_()
     press(explorer)
     assert explorer.stand_in.update.call_args.args == (explorer.stand_in_bundle(),)

@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from labutils.errors import SettingError, UnknownSetting
 from labutils.experiments.configs import parse_yaml
@@ -13,9 +14,6 @@ from labutils.experiments.results import STARTS, load_results, setting_types, wi
 from labutils.notebook.claims.statistics import Difference, difference
 from labutils.notebook.finished import check_finished
 from labutils.notebook.plots.selection import canonical, matching
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FOLDER = Path(__file__).parent
 CHANCE = ("seed", "data_seed")  # settings that runs of one side differ in
@@ -64,7 +62,7 @@ class Comparison:
             second = {**shared, **self.second} if isinstance(self.second, Mapping) else self.second
             yield {**shared, **self.first}, second
 
-    def compare(self, table: "pd.DataFrame | None" = None) -> list[Difference]:
+    def compare(self, table: pd.DataFrame | None = None) -> list[Difference]:
         """The difference for each pair of sides.
 
         Args:
@@ -85,13 +83,11 @@ class Comparison:
             found.append(difference(values[0], other, by=self.by, within=self.within))
         return found
 
-    def table(self) -> "pd.DataFrame":
+    def table(self) -> pd.DataFrame:
         """All runs of the banks it is about."""
-        import pandas as pd
-
         return pd.concat([with_all_settings(load_results(name)) for name in self.bank], ignore_index=True)
 
-    def runs(self, table: "pd.DataFrame", settings: Mapping[str, object]) -> "pd.DataFrame":
+    def runs(self, table: pd.DataFrame, settings: Mapping[str, object]) -> pd.DataFrame:
         """The runs of one side, which differ in nothing but their seeds."""
         runs = matching(table, settings)
         if runs.empty:
@@ -105,7 +101,7 @@ class Comparison:
             raise SettingError("claim", given, "settings that leave nothing but seeds open")
         return runs
 
-    def check_factors(self, first: "pd.DataFrame", second: "pd.DataFrame") -> None:
+    def check_factors(self, first: pd.DataFrame, second: pd.DataFrame) -> None:
         """Raise SettingError where two sides differ in settings that the claim does not name."""
         named = {*self.first, *self.second, *self.differ}
         for start, owner in STARTS.items():
@@ -121,12 +117,12 @@ class Comparison:
             raise SettingError("claim", given, "sides that differ in what the claim names, and in nothing else")
 
 
-def compared_settings(runs: "pd.DataFrame") -> list[str]:
+def compared_settings(runs: pd.DataFrame) -> list[str]:
     """The columns that are settings."""
     return [name for name in runs if name in setting_types()]
 
 
-def values_of(runs: "pd.DataFrame", name: str) -> set[str]:
+def values_of(runs: pd.DataFrame, name: str) -> set[str]:
     """The values that a setting has among runs, each in one form."""
     return set(runs[name].map(canonical))
 

@@ -1,6 +1,5 @@
 """The table of a notebook's claims, each with the figure it rests on and whether it holds."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import pandas as pd
 from labutils.notebook.claims.comparison import Comparison, read_comparisons
 from labutils.notebook.claims.statistics import RISK, Difference, difference, holm
 from labutils.notebook.finished import check_finished
+from labutils.notebook.showing import html_table
 
 HEAD = ("", "Claim", "Difference [95 % interval]", "n", "p (Holm)", "")
 
@@ -106,13 +106,7 @@ class Claims:
         ]
 
     def _repr_html_(self) -> str:
-        lines = [HEAD, *self.cells()]
-        rows = []
-        for number, line in enumerate(lines):
-            tag = "td" if number else "th"
-            cells = (f'<{tag} style="text-align:left">{html.escape(cell)}</{tag}>' for cell in line)
-            rows.append(f"<tr>{''.join(cells)}</tr>")
-        return f"<table>{''.join(rows)}</table>"
+        return html_table([HEAD, *self.cells()])
 
     def __repr__(self) -> str:
         return "\n".join(

@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import anywidget
 import traitlets
-from IPython.display import DisplayHandle, display
 
 from labutils.errors import SettingError, UnknownSetting
 from labutils.notebook.plots.style import as_html
+from labutils.notebook.showing import Widget
 
 FOLDER = Path(__file__).parent
 REMEMBERED = 5  # earlier choices that stay in the figure
 WORDS = {None: "none", True: "yes", False: "no"}  # of values, in a label
-WIDGET = "application/vnd.jupyter.widget-view+json"
 # Where a widget's kernel has gone, JupyterLab has nothing but an error's words. They are hidden: these say more.
 STAND_IN = """\
 <div id="{name}" class="labutils-stand-in">
@@ -35,7 +33,7 @@ def synced(trait: traitlets.TraitType) -> traitlets.TraitType:
     return trait.tag(sync=True)
 
 
-class Explorer(anywidget.AnyWidget):
+class Explorer(Widget):
     """Settings to choose, buttons, a status line, a figure, and the code that does the same.
 
     Each move is answered at once. An error shows in the status line, and the figure stays as it was. Of several moves
@@ -82,7 +80,6 @@ class Explorer(anywidget.AnyWidget):
                 raise SettingError(f"choices.{name}", values, "one value or more")
         self.choices = {name: list(values) for name, values in choices.items()}
         self.milliseconds = 0.0
-        self.stand_in: DisplayHandle | None = None
         super().__init__(
             offers=[
                 {
@@ -162,21 +159,11 @@ class Explorer(anywidget.AnyWidget):
         """Show an error where the learner looks."""
         self.status = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
 
-    def update_stand_in(self) -> None:
-        """Let the notebook's file hold the picture as it is now."""
-        if self.stand_in is not None:
-            self.stand_in.update(self.stand_in_bundle(), raw=True)
-
     def stand_in_bundle(self) -> dict[str, str]:
         """What stands for the explorer where it can't run: its picture, and how it would run."""
         png, alt = self.picture["png"], self.picture["alt"]
         picture = as_html(png, alt) if png else self.status  # of a first answer that failed
         return {"text/html": STAND_IN.format(name=self.stand_in_id, picture=picture), "text/plain": alt or self.status}
-
-    def _ipython_display_(self) -> None:
-        # Two outputs: of one with both, JupyterLab would show the widget's error in place of the picture.
-        self.stand_in = display(self.stand_in_bundle(), raw=True, display_id=True)
-        display({WIDGET: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}, raw=True)
 
 
 def remember(kept: dict[str, object], label: str, what: object) -> None:

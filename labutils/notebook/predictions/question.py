@@ -3,17 +3,15 @@
 import html
 from pathlib import Path
 
-import anywidget
 import traitlets
-from IPython.display import DisplayHandle, display
 
 from labutils.errors import SettingError
 from labutils.notebook.predictions.kinds import Curve, Kind, Number
 from labutils.notebook.record import Record
+from labutils.notebook.showing import Widget
 
 FOLDER = Path(__file__).parent
 PREDICTION = "application/vnd.labutils.prediction+json"  # how an answer travels in the notebook's file
-WIDGET = "application/vnd.jupyter.widget-view+json"
 # JupyterLab shows a widget's error where its kernel has gone; the question and the answer above it say all there is.
 ASKED = """\
 <div class="labutils-asked">
@@ -23,7 +21,7 @@ ASKED = """\
 </div>"""
 
 
-class Question(anywidget.AnyWidget):
+class Question(Widget):
     """A question, the controls to answer it, and the answer that is kept.
 
     Nothing waits for the answer. The notebook's file holds the question and the answer as text, too. What the controls
@@ -47,7 +45,6 @@ class Question(anywidget.AnyWidget):
 
     def __init__(self, name: str, question: str, kind: Kind, record: Record):
         self.name, self.kind, self.record = name, kind, record
-        self.handle: DisplayHandle | None = None
         value = self.value
         answers = [None] * len(kind.fields) if value is None else value if isinstance(kind, Curve) else [value]
         super().__init__(text=question, fields=kind.fields, answers=answers, unit=getattr(kind, "unit", ""))
@@ -93,8 +90,7 @@ class Question(anywidget.AnyWidget):
             entry |= {"value": value, "late": "measured" in entry}
         self.said = said or "Kept."
         self.send({"said": self.said})  # also where it is what was said before
-        if self.handle is not None:
-            self.handle.update(self.bundle(), raw=True)
+        self.update_stand_in()
 
     def __repr__(self) -> str:
         return f"Prediction asked: {self.text} ({self.kind.asked}). {self.answer()}"
@@ -103,13 +99,8 @@ class Question(anywidget.AnyWidget):
         """The prediction in words."""
         return "No prediction so far." if self.value is None else f"Your prediction: {self.kind.words(self.value)}."
 
-    def bundle(self) -> dict[str, object]:
+    def stand_in_bundle(self) -> dict[str, object]:
         """The question and the answer, for the notebook's file."""
         page = ASKED.format(question=html.escape(self.text), answer=html.escape(self.answer()))
         kept = {"notebook": self.record.notebook, "name": self.name, "value": self.value}
         return {"text/html": page, "text/plain": repr(self), PREDICTION: kept}
-
-    def _ipython_display_(self) -> None:
-        # Two outputs: of one with both, JupyterLab would show the widget's error in place of the text.
-        self.handle = display(self.bundle(), raw=True, display_id=True)
-        display({WIDGET: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}, raw=True)

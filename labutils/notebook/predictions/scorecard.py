@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from labutils.notebook.predictions.question import Question
 from labutils.notebook.record import Record
+from labutils.notebook.showing import html_table
 
 HEAD = ("Question", "You said", "Measured", "")
 
@@ -40,10 +41,9 @@ class Scorecard:
         return [f"{'✓' if found['right'] else '✗'} {name}: {found['message']}" for name, found in self.checks.items()]
 
     def _repr_html_(self) -> str:
-        table = "".join(html_row(cells, "th" if cells is HEAD else "td") for cells in [HEAD, *self.rows])
         checks = "".join(f"<li>{html.escape(line)}</li>" for line in self.verdicts())
         listed = f'<ul style="list-style:none; padding-left:0">{checks}</ul>' if checks else ""
-        return f"<p><b>{self.summary()}</b></p><table>{table}</table>{listed}"
+        return f"<p><b>{self.summary()}</b></p>{html_table([HEAD, *self.rows])}{listed}"
 
     def __repr__(self) -> str:
         rows = [f"- {question} {'; '.join(filter(None, rest))}" for question, *rest in map(labelled, self.rows)]
@@ -64,8 +64,3 @@ def labelled(cells: tuple[str, ...]) -> tuple[str, ...]:
     """A row for readers who see no table."""
     question, said, measured, difference = cells
     return (question, f"You said: {said}", f"measured: {measured}", difference)
-
-
-def html_row(cells: Sequence[str], tag: str) -> str:
-    written = (f'<{tag} style="text-align:left">{html.escape(cell)}</{tag}>' for cell in cells)
-    return f"<tr>{''.join(written)}</tr>"
