@@ -1,9 +1,9 @@
 """The store of runs: folders named by what the run is, whole or absent, and checked whenever they are read.
 
 A run's folder holds experiment.yaml, history.csv, metrics.json and model.safetensors (and gradients.csv where
-gradients were measured), and SHA256SUMS, by which `sha256sum -c SHA256SUMS` checks them too. Nothing in it is ever
-unpickled. Beside the runs lie .locks, .checkpoints of runs that are not finished, .outputs (features and teachers'
-answers) and .damaged, where what can't be read is set aside.
+gradients were measured), and SHA256SUMS with the checksum of each of these, which `sha256sum -c` checks, too. Nothing
+in it is ever unpickled. Beside the runs lie .locks, .checkpoints of runs that are not finished, .outputs (features and
+teachers' answers) and .damaged, where what can't be read is set aside.
 """
 
 import copy

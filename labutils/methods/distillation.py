@@ -15,7 +15,7 @@ from labutils.methods.pretrained import load_pretrained
 from labutils.training.callbacks import Callback, State
 from labutils.training.device import autocast, prepare
 from labutils.training.settings import Training
-from labutils.training.stopping import phase
+from labutils.training.stop_button import phase
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What can act at the named moments of a training, beside the loop itself: objects of a few lines each.
 
-`fit` calls their methods in the order in which `labutils.training.loop.in_order` puts them.
+Among them are early stopping, the learning rate's schedule, and the averaging of weights. The order in which they act
+is written in `labutils.training.loop.in_order`; checkpoints are in `labutils.training.checkpoints`.
 """
 
 import copy
@@ -18,7 +19,7 @@ from labutils.models.shallow import WHITENING_IMAGES, whiten_stem
 from labutils.training.history import Diverged, History
 from labutils.training.optimizers import CYCLES, make_optimizer, make_scheduler
 from labutils.training.settings import Training
-from labutils.training.stopping import check_stop
+from labutils.training.stop_button import check_stop
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -30,7 +30,7 @@ from labutils.training.device import autocast, memory_errors, prepare, seeded
 from labutils.training.evaluation import accuracy, check_classes, check_inputs, evaluate
 from labutils.training.history import History, Interrupted
 from labutils.training.settings import Training
-from labutils.training.stopping import Stopped
+from labutils.training.stop_button import Stopped
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of logits (B, classes) and labels (B,)
 

@@ -20,7 +20,7 @@ from labutils.experiments import provenance, running
 from labutils.experiments import store as store_module
 from labutils.files import file_digest
 from labutils.training.callbacks import Callback
-from labutils.training.stopping import stoppable
+from labutils.training.stop_button import stoppable
 
 
 class Count(Callback):

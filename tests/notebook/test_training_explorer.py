@@ -19,7 +19,7 @@ from labutils.experiments import running, store
 from labutils.notebook.explorers import Growth, TrainingExplorer
 from labutils.notebook.explorers.background import Job, use_one_core
 from labutils.training.history import History
-from labutils.training.stopping import check_stop
+from labutils.training.stop_button import check_stop
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 import labutils as lab
 from labutils.training import Callback, Probe, loop
 from labutils.training.callbacks import Continues
-from labutils.training.stopping import stoppable
+from labutils.training.stop_button import stoppable
 
 
 class Act(Callback):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import labutils as lab
-from labutils.training.stopping import Stopped, stoppable
+from labutils.training.stop_button import Stopped, stoppable
 
 
 class Fixed(nn.Module):

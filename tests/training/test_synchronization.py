@@ -23,7 +23,7 @@ from labutils.experiments.settings import read_config
 from labutils.methods.distillation import Distillation, Teacher, cached_answer, consistent_answer
 from labutils.training import Callback
 from labutils.training.callbacks import WeightAveraging
-from labutils.training.stopping import Stopped
+from labutils.training.stop_button import Stopped
 
 aten = torch.ops.aten
 ASKING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2}

@@ -10,7 +10,7 @@ import numpy as np
 from labutils.errors import SettingError, check_number
 
 LEVEL = 0.95  # of intervals
-RISK = 1 - LEVEL  # an adjusted p from here on is called chance
+SIGNIFICANCE = 1 - LEVEL  # a claim holds where its adjusted p is below this
 
 
 @dataclass(frozen=True)

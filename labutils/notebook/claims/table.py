@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from labutils.notebook.claims.comparison import Comparison, read_comparisons
-from labutils.notebook.claims.statistics import RISK, Difference, difference, holm
+from labutils.notebook.claims.statistics import SIGNIFICANCE, Difference, difference, holm
 from labutils.notebook.finished import check_finished
 from labutils.notebook.showing import html_table
 
@@ -95,7 +95,7 @@ class Claims:
             ],
             columns=["claim", "figure", "n", "p", "holds"],
         )
-        table["holds"] = table["holds"].astype(bool) & ~(table["p"] >= RISK)
+        table["holds"] = table["holds"].astype(bool) & ~(table["p"] >= SIGNIFICANCE)
         return table
 
     def cells(self) -> list[tuple[str, ...]]:
@@ -127,7 +127,7 @@ def row_of(claim: str, differences: Sequence[Difference], unit: tuple[str, float
     figure = f"{effect:+.2f} {name} [{low:+.2f}, {high:+.2f}]"
     if len(differences) > 1:
         figure = f"in the weakest of {len(differences)} cases {figure}"
-    return Row(claim, figure, f"n = {' and '.join(map(str, weakest.counts))}", weakest.p < RISK, weakest.p)
+    return Row(claim, figure, f"n = {' and '.join(map(str, weakest.counts))}", weakest.p < SIGNIFICANCE, weakest.p)
 
 
 def p_value(p: float) -> str:

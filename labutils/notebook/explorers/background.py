@@ -15,7 +15,7 @@ from labutils.experiments.running import Busy, run
 from labutils.experiments.settings import Experiment
 from labutils.experiments.store import Run
 from labutils.training.callbacks import Callback, State
-from labutils.training.stopping import Stopped, stoppable
+from labutils.training.stop_button import Stopped, stoppable
 
 if TYPE_CHECKING:
     from labutils.notebook.explorers.training import TrainingExplorer

@@ -16,6 +16,7 @@ from labutils.notebook.explorers.base import Explorer, in_code
 from labutils.training.device import seeded
 
 EXPLORED_IMAGES = 128
+SEED = 0  # of the initial weights
 
 
 class GradientExplorer(Explorer):
@@ -27,7 +28,6 @@ class GradientExplorer(Explorer):
         data: whose first training images are shown to the networks.
         choices: the values each setting of MLP offers, as of Explorer.
         start: as of Explorer.
-        seed: of the initial weights.
 
     Attributes:
         profile: the gradient norms drawn last, a row a layer.
@@ -39,9 +39,8 @@ class GradientExplorer(Explorer):
         choices: Mapping[str, Sequence],
         *,
         start: Mapping[str, object] = MappingProxyType({}),
-        seed: int = 0,
     ):
-        self.data, self.seed = data, seed
+        self.data = data
         self.images, self.labels = next(batches(data.train, data, EXPLORED_IMAGES))
         self.earlier: list[pd.DataFrame] = []
         self.profile: pd.DataFrame | None = None
@@ -55,7 +54,7 @@ class GradientExplorer(Explorer):
 
     def answer(self) -> None:
         """Measure the network chosen now, and redraw."""
-        with seeded(self.seed, self.data.device):
+        with seeded(SEED, self.data.device):
             model = MLP(**self.model_settings()).to(self.data.device)
         profile = activation_gradients(model, self.images, self.labels)
         if self.profile is not None:
@@ -69,7 +68,7 @@ class GradientExplorer(Explorer):
 
     def as_code(self) -> str:
         return (
-            f"torch.manual_seed({self.seed})\n"
+            f"torch.manual_seed({SEED})\n"
             f"model = lab.MLP({in_code(self.model_settings())}).to(data.device)\n"
             f"images, labels = next(lab.batches(data.train, data, {EXPLORED_IMAGES}))\n"
             "profile = lab.probes.activation_gradients(model, images, labels)\n"

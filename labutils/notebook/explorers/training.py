@@ -14,7 +14,7 @@ from labutils.notebook import plots
 from labutils.notebook.explorers.background import Growth, Job
 from labutils.notebook.explorers.base import Explorer, remember
 from labutils.notebook.finished import check_whole
-from labutils.training.stopping import Stopped
+from labutils.training.stop_button import Stopped
 
 INVITATION = "Choose, predict, and train."
 

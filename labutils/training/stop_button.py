@@ -1,6 +1,7 @@
-"""What work in a background thread has to do with whoever watches it: it ends early when asked, and says how far it is.
+"""What work in a background thread has to do with whoever watches it: it ends when asked, and says how far it is.
 
-An explorer's Stop button asks, and its line below the buttons shows how far the work is.
+An explorer's Stop button asks, and its line below the buttons shows how far the work is. Early stopping, by a setting
+of the training, is a callback.
 """
 
 import threading
