@@ -110,15 +110,8 @@ def residual_block() -> Chart:
     start = (first + 1.2, y)
     arrow(axis, start, (start[0], skip), (total, skip), (total, y + HIGH / 2 + GAP), colour=RESIDUAL)
     back(axis, last, first, y + HIGH / 2, y + 1.9, "gradient through the skip: unchanged", RESIDUAL)
-    back(
-        axis,
-        last,
-        first,
-        y - HIGH / 2,
-        y - 1.2,
-        "gradient through the layers: multiplied by the derivative of f",
-        PLAIN,
-    )
+    multiplied = "gradient through the layers: multiplied by the derivative of f"
+    back(axis, last, first, y - HIGH / 2, y - 1.2, multiplied, PLAIN)
     return figure
 
 

@@ -81,15 +81,7 @@ class Explorer(Widget):
         self.choices = {name: list(values) for name, values in choices.items()}
         self.milliseconds = 0.0
         super().__init__(
-            offers=[
-                {
-                    "name": name,
-                    "label": name.replace("_", " "),
-                    "words": [in_words(value) for value in values],
-                    "ordered": ordered(values),
-                }
-                for name, values in self.choices.items()
-            ],
+            offers=offers(self.choices),
             places={
                 name: values.index(start[name]) if name in start and start[name] in values else 0
                 for name, values in self.choices.items()
@@ -174,9 +166,17 @@ def remember(kept: dict[str, object], label: str, what: object) -> None:
         del kept[next(iter(kept))]
 
 
-def ordered(values: list) -> bool:
-    """Whether values have an order, as numbers and lists of numbers do."""
-    return all(isinstance(value, int | float | list) and not isinstance(value, bool) for value in values)
+def offers(choices: Mapping[str, list]) -> list[dict[str, object]]:
+    """What explorer.js makes the settings' sliders and buttons of; numbers, and lists of them, have an order."""
+    return [
+        {
+            "name": name,
+            "label": name.replace("_", " "),
+            "words": [in_words(value) for value in values],
+            "ordered": all(isinstance(value, int | float | list) and not isinstance(value, bool) for value in values),
+        }
+        for name, values in choices.items()
+    ]
 
 
 def describe(choice: Mapping[str, object]) -> str:

@@ -88,10 +88,7 @@ class TrainingExplorer(Explorer):
 
     def in_bank(self, choice: Mapping[str, object]) -> pd.DataFrame:
         """The rows of a choice in the bank."""
-        if self.banked is None:
-            return pd.DataFrame()
-        named = {name: str(value) if isinstance(value, list) else value for name, value in choice.items()}
-        return plots.matching(self.banked, named)
+        return pd.DataFrame() if self.banked is None else plots.matching(self.banked, choice)
 
     def find_run(self, choice: Mapping[str, object]) -> Run | None:
         """A choice's run: the finished one if there is one, else what was trained here until it was stopped."""
