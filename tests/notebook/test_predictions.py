@@ -125,7 +125,7 @@ def test_the_scorecard_compares_in_the_units_asked(answered):
     text = repr(answered.scorecard())
     assert "Predictions made: 4 of 4." in text
     assert "You said: 10 %; measured: 11.35 %; off by 1.35 points" in text
-    assert "You said: 4 times; measured: 40 times; another" in text
+    assert "You said: 4 times; measured: 40 times; wrong" in text
     assert "measured: 96 % at 1, 80.5 % at 10, 41 % at 40; off by 12 points on average" in text
     assert "off by 0.1 on average" in text
     assert "<td" in answered.scorecard()._repr_html_()

@@ -65,7 +65,7 @@ class Choice:
         return value
 
     def difference(self, value: str, measured: str) -> str:
-        return "right" if value == measured else "another"
+        return "right" if value == measured else "wrong"
 
 
 @dataclass(frozen=True)
