@@ -64,7 +64,9 @@ def is_whole(value: object, low: int, high: float) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
 
 
-def check_number(setting: str, value: object, low: float, high: float = math.inf, *, open_ends: str = "") -> None:
+def check_number(
+    setting: str, value: object, low: float = -math.inf, high: float = math.inf, *, open_ends: str = ""
+) -> None:
     """Accept finite numbers from `low` to `high`; `open_ends` names the ends left out: "low", "high" or "both"."""
     above = f"above {low:g}" if open_ends in ("low", "both") else f"from {low:g}"
     below = "" if high == math.inf else f" to below {high:g}" if open_ends in ("high", "both") else f" to {high:g}"
@@ -76,7 +78,7 @@ def check_number(setting: str, value: object, low: float, high: float = math.inf
         and (value < high if open_ends in ("high", "both") else value <= high)
     )
     if not inside:
-        raise SettingError(setting, value, f"a number {above}{below}")
+        raise SettingError(setting, value, "a finite number" if low == -math.inf else f"a number {above}{below}")
 
 
 def check_finite(setting: str, rows: "torch.Tensor") -> None:

@@ -106,15 +106,15 @@ def draw(shape: np.ndarray, pattern: np.ndarray, rng: np.random.Generator) -> np
     u = (x * np.cos(angle) - y * np.sin(angle)) / size
     v = (x * np.sin(angle) + y * np.cos(angle)) / size
 
-    inside = select(shape, outlines(u, v))
-    fill = select(pattern, fillings(u, v, uniform(0, 2 * np.pi), rng))[..., None]
+    inside = chosen_layers(shape, outlines(u, v))
+    fill = chosen_layers(pattern, fillings(u, v, uniform(0, 2 * np.pi), rng))[..., None]
     light, dark = rng.uniform(130, 255, (2, count, 1, 1, 3)).astype(np.float32)
     ground = rng.uniform(20, 110, (count, 1, 1, 3)) + rng.normal(0, 12, (count, SIZE, SIZE, 1))
     drawn = fill * light + (1 - fill) * 0.45 * dark
     return np.where(inside[..., None], drawn, ground).clip(0, 255).astype(np.uint8)
 
 
-def select(index: np.ndarray, layers: list[np.ndarray]) -> np.ndarray:
+def chosen_layers(index: np.ndarray, layers: list[np.ndarray]) -> np.ndarray:
     """Layer index[i] of image i, from layers of (N, H, W) each."""
     chosen = np.empty_like(layers[0])
     for number, layer in enumerate(layers):

@@ -172,7 +172,7 @@ def histories(experiments: Iterable[Experiment]) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    return tabulate(pd.concat([labelled(run.history.frame, run) for run in map(stored, experiments)]))
+    return tabulate(pd.concat([with_origin(run.history.frame, run) for run in map(stored, experiments)]))
 
 
 def gradients(experiments: Iterable[Experiment]) -> "pd.DataFrame":
@@ -196,7 +196,7 @@ def gradients(experiments: Iterable[Experiment]) -> "pd.DataFrame":
         start = untrained(run.experiment, data, functools.partial(build_for, run.experiment, data))
         norms = pd.concat([probe.measure(start).assign(epoch=0), run.history.probes])
         weights = norms[norms["kind"] == "weight"].drop_duplicates(["epoch", "layer"])
-        tables.append(labelled(weights.drop(columns="kind"), run))
+        tables.append(with_origin(weights.drop(columns="kind"), run))
     return tabulate(pd.concat(tables))
 
 
@@ -208,7 +208,7 @@ def stored(experiment: Experiment) -> Run:
     return found
 
 
-def labelled(table: "pd.DataFrame", run: Run) -> "pd.DataFrame":
+def with_origin(table: "pd.DataFrame", run: Run) -> "pd.DataFrame":
     """A run's table beside what names the run and says where it comes from; the table's own columns stay."""
     named = row(run)
     wanted = ("run", *settings_row(run.experiment), "layers", *ORIGIN)

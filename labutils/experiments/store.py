@@ -323,7 +323,7 @@ def write_run(finished: Run, *, half: bool = False) -> None:
     from safetensors.torch import save_model
 
     path = finished.path
-    model = rounded(finished.model) if half else finished.model
+    model = in_half_precision(finished.model) if half else finished.model
     with store_errors(), files.workspace(path) as folder:
         new = folder / "new"
         new.mkdir()
@@ -344,7 +344,7 @@ def write_run(finished: Run, *, half: bool = False) -> None:
     remove_checkpoints(path)
 
 
-def rounded(model: nn.Module) -> nn.Module:
+def in_half_precision(model: nn.Module) -> nn.Module:
     """A copy of a model with its weights in half precision, but for those beyond what that can hold."""
     copied = copy.deepcopy(model)
     for parameter in copied.parameters():

@@ -19,7 +19,7 @@ def check_finished(results: pd.DataFrame, figure: str) -> None:
         raise SettingError(figure, f"missing: {', '.join(names)}", "the figures of finished runs alone")
 
 
-def check_whole(epochs: pd.DataFrame) -> None:
+def check_all_epochs(epochs: pd.DataFrame) -> None:
     """Raise SettingError, naming the runs, where a table of epochs holds runs that were stopped before their last one.
 
     A run that may end by its own patience may have any number of epochs.

@@ -121,17 +121,17 @@ class Checkpoint(Callback):
         for part, now in self.about.items():
             then = about.get(part)
             if then != now:
-                then, now = difference(then, now)
+                then, now = what_differs(then, now)
                 raise CheckpointError(
                     f"checkpoint {self.path}: of another {part} ({then}) than the one at hand ({now})"
                 )
 
 
-def difference(then: object, now: object) -> tuple[object, object]:
+def what_differs(then: object, now: object) -> tuple[object, object]:
     """What differs between two records: of mappings only the entries that do."""
     if not isinstance(then, dict) or not isinstance(now, dict):
         return then, now
-    pairs = {key: difference(then.get(key), now.get(key)) for key in {**then, **now} if then.get(key) != now.get(key)}
+    pairs = {key: what_differs(then.get(key), now.get(key)) for key in {**then, **now} if then.get(key) != now.get(key)}
     return {key: before for key, (before, _) in pairs.items()}, {key: after for key, (_, after) in pairs.items()}
 
 

@@ -97,15 +97,15 @@ def accuracies(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     highest = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return {
         "top1": accuracy(logits, labels),
-        "top5": share((highest == labels[:, None]).any(dim=1)),
+        "top5": fraction((highest == labels[:, None]).any(dim=1)),
     }
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of rows of logits (N, classes) whose highest is the label's, from 0 to 1."""
-    return share(logits.argmax(dim=1) == labels)
+    return fraction(logits.argmax(dim=1) == labels)
 
 
-def share(hits: torch.Tensor) -> float:
+def fraction(hits: torch.Tensor) -> float:
     """Which part of booleans (N,) is true, from 0 to 1; counted, because an Apple GPU has no float64 to divide in."""
     return hits.sum().item() / len(hits)

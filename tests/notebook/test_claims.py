@@ -13,7 +13,7 @@ import labutils as lab
 from labutils.experiments import results
 from labutils.notebook.claims import Claims, Comparison, difference, holm, percent, read_comparisons
 from labutils.notebook.claims.comparison import FOLDER
-from labutils.notebook.finished import check_finished, check_whole
+from labutils.notebook.finished import check_all_epochs, check_finished
 from labutils.notebook.showing import show_source
 
 
@@ -203,6 +203,6 @@ def test_runs_with_too_few_epochs_are_named_unless_their_patience_may_have_ended
     epochs = pd.DataFrame({"run": ["ab", "ab", "cd"], "epoch": [1, 2, 1], "epochs": 2})
     for table in (epochs, epochs.assign(patience="none")):
         with pytest.raises(lab.SettingError, match="epochs: 'missing: cd'"):
-            check_whole(table)
-        check_whole(table.head(2))
-    check_whole(epochs.assign(patience=3))
+            check_all_epochs(table)
+        check_all_epochs(table.head(2))
+    check_all_epochs(epochs.assign(patience=3))

@@ -15,7 +15,7 @@ from labutils.methods.probes import activation_gradients, rate_per_layer
 from labutils.models.mlp import MLP
 from labutils.notebook.claims import percent
 from labutils.notebook.claims.statistics import difference
-from labutils.notebook.explorers.base import FOLDER, describe, offers
+from labutils.notebook.explorers.base import FOLDER, choice_label, offers
 from labutils.notebook.explorers.gradients import predict_rate
 from labutils.notebook.plots.selection import matching, origin
 from labutils.notebook.plots.style import FAINT, INK, OTHERS, PLAIN, RESIDUAL
@@ -58,7 +58,9 @@ class Explorable:
         content = {
             "offers": [offer | {"values": self.choices[offer["name"]]} for offer in offers(self.choices)],
             "places": {name: values.index(self.start[name]) for name, values in self.choices.items()},
-            "answers": [f"<b>{describe(choice)}</b>: {self.answer(choice)}." for choice in every_choice(self.choices)],
+            "answers": [
+                f"<b>{choice_label(choice)}</b>: {self.answer(choice)}." for choice in every_choice(self.choices)
+            ],
             "chart": self.look().to_dict(),
         }
         explorer = (FOLDER / "explorer.js").read_text(encoding="utf-8").replace("export default { render };", "")

@@ -13,7 +13,7 @@ from labutils.experiments.configs import parse_yaml
 from labutils.experiments.results import STARTS, load_results, setting_types, with_all_settings
 from labutils.notebook.claims.statistics import Difference, difference
 from labutils.notebook.finished import check_finished
-from labutils.notebook.plots.selection import canonical, matching
+from labutils.notebook.plots.selection import as_text, matching
 
 FOLDER = Path(__file__).parent
 CHANCE = ("seed", "data_seed")  # settings that runs of one side differ in
@@ -124,7 +124,7 @@ def compared_settings(runs: pd.DataFrame) -> list[str]:
 
 def values_of(runs: pd.DataFrame, name: str) -> set[str]:
     """The values that a setting has among runs, each in one form."""
-    return set(runs[name].map(canonical))
+    return set(runs[name].map(as_text))
 
 
 def notebooks_with_claims() -> list[str]:

@@ -1,6 +1,5 @@
 """How clear a difference between two samples is: Welch's t-test, its interval, and Holm's adjustment."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ def difference(
     """
     from scipy import stats
 
-    check_number("by", by, -math.inf)
+    check_number("by", by)
     if within is not None:
         check_number("within", within, 0, open_ends="low")
     values = sample("first", first)

@@ -113,7 +113,7 @@ class Explorer(Widget):
 
     def label(self, choice: Mapping[str, object]) -> str:
         """What a choice is called in the figure and in the status line."""
-        return describe(choice)
+        return choice_label(choice)
 
     def press(self, action: str) -> None:
         """What a button does, where it can be pressed."""
@@ -179,7 +179,7 @@ def offers(choices: Mapping[str, list]) -> list[dict[str, object]]:
     ]
 
 
-def describe(choice: Mapping[str, object]) -> str:
+def choice_label(choice: Mapping[str, object]) -> str:
     """A choice's label in the figure, such as "depth 5, normalization none"."""
     return ", ".join(f"{name.replace('_', ' ')} {in_words(value)}" for name, value in choice.items())
 

@@ -13,7 +13,7 @@ from labutils.experiments.store import Run
 from labutils.notebook import plots
 from labutils.notebook.explorers.background import Growth, Job
 from labutils.notebook.explorers.base import Explorer, remember
-from labutils.notebook.finished import check_whole
+from labutils.notebook.finished import check_all_epochs
 from labutils.training.stop_button import Stopped
 
 INVITATION = "Choose, predict, and train."
@@ -103,13 +103,13 @@ class TrainingExplorer(Explorer):
         Raises:
             SettingError: one of the runs was stopped before its last epoch.
         """
-        check_whole(rows)
+        check_all_epochs(rows)
         means = rows.groupby("epoch", as_index=False).mean(numeric_only=True)
         remember(self.curves, label, (means, plots.origin(rows)))
         final = rows[rows["epoch"] == rows["epoch"].max()]
         accuracy, minutes = final["validation_accuracy"], rows.groupby("run")["seconds"].sum().mean() / 60
         self.status = (
-            f"<b>{label}</b>: validation accuracy {mean_and_spread(accuracy)} after the last epoch; "
+            f"<b>{label}</b>: validation accuracy {in_percent(accuracy)} after the last epoch; "
             f"a run took {minutes:.1f} minutes"
         )
 
@@ -228,7 +228,7 @@ class TrainingExplorer(Explorer):
         self.show(chart.png(), chart.alt)
 
 
-def mean_and_spread(accuracies: pd.Series) -> str:
+def in_percent(accuracies: pd.Series) -> str:
     """The mean of accuracies in per cent, and where there are several their standard deviation."""
     spread = f" ± {accuracies.std():.2%}" if len(accuracies) > 1 else ""
     return f"{accuracies.mean():.2%}{spread}"

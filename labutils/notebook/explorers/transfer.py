@@ -12,8 +12,8 @@ from labutils.methods.features import Features
 from labutils.methods.linear import linear_probe, linear_svm
 from labutils.methods.neighbours import knn
 from labutils.notebook import plots
-from labutils.notebook.explorers.base import describe, in_code, remember
-from labutils.notebook.explorers.training import TrainingExplorer, mean_and_spread
+from labutils.notebook.explorers.base import choice_label, in_code, remember
+from labutils.notebook.explorers.training import TrainingExplorer, in_percent
 from labutils.notebook.finished import check_finished
 
 EXPLORED_FEATURES = 20_000  # of which a probe is found within two seconds
@@ -71,7 +71,7 @@ class TransferExplorer(TrainingExplorer):
 
     def label(self, choice: Mapping[str, object]) -> str:
         method, settings = choice["method"], {name: choice[name] for name in choice if name != "method"}
-        return ", ".join([method.replace("_", "-"), *([describe(settings)] if settings else [])])
+        return ", ".join([method.replace("_", "-"), *([choice_label(settings)] if settings else [])])
 
     def answer(self) -> None:
         """Find the chosen head, or look up what fine-tuning brought, and redraw."""
@@ -96,7 +96,7 @@ class TransferExplorer(TrainingExplorer):
         check_finished(rows, "validation_top1")
         accuracies = rows["validation_top1"]
         remember(self.found, label, accuracies.mean())
-        self.status = f"<b>{label}</b>: {mean_and_spread(accuracies)} of the validation images"
+        self.status = f"<b>{label}</b>: {in_percent(accuracies)} of the validation images"
 
     def show_run(self, label: str, trained: Run) -> None:
         super().show_run(label, trained)

@@ -21,8 +21,8 @@ from labutils.notebook.plots.style import (
     RESIDUAL,
     Chart,
     chart,
-    course,
     describe,
+    ends_of,
 )
 
 EARLIER_PROFILES = 4  # that a live profile keeps in sight
@@ -152,7 +152,7 @@ class LiveProfile:
     @property
     def alt(self) -> str:
         """What is to be seen, in words."""
-        return f"{self.figure.alt} {course(self.axis, self.line.get_label(), self.line)}."
+        return f"{self.figure.alt} {ends_of(self.axis, self.line.get_label(), self.line)}."
 
 
 class LiveAnswers:

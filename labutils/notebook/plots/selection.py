@@ -12,7 +12,7 @@ Tables = Mapping[str, DataFrame]  # by the label of a line or the title of a pan
 Groups = Mapping[str, Mapping[str, object]]  # the values that a line's (or row's, panel's) runs have, by its label
 
 
-def canonical(value: object) -> str:
+def as_text(value: object) -> str:
     """A value as text, in one form: 1, 1.0 and "1.0" are the same; None is "none"; a list is its text."""
     if value is None:
         return "none"
@@ -40,7 +40,7 @@ def matching(results: DataFrame, chosen: Mapping[str, object]) -> DataFrame:
     for column, value in chosen.items():
         if column not in results:
             raise UnknownSetting(column, map(str, results.columns))
-        results = results[results[column].map(canonical) == canonical(value)]
+        results = results[results[column].map(as_text) == as_text(value)]
     return results
 
 

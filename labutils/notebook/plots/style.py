@@ -74,7 +74,7 @@ class Chart(Figure):
             "Legend": [text.get_text() for legend in legends for text in legend.get_texts()],
             "Rows": [row.get_text() for axes in lists for row in axes.get_yticklabels()],
             "Bars": [text.get_text() for axes in lists for text in axes.texts if axes.patches],
-            "Lines": [course(axes, name, line) for axes, lines, _ in self.named for name, line in lines.items()],
+            "Lines": [ends_of(axes, name, line) for axes, lines, _ in self.named for name, line in lines.items()],
             "Axes": [label for axes in self.axes for label in (axes.get_xlabel(), axes.get_ylabel())],
         }
         sentences = [self.shows]
@@ -103,7 +103,7 @@ class Chart(Figure):
         return {"text/html": as_html(self.png(), self.alt), "text/plain": self.alt}
 
 
-def course(axis: Axes, name: str, line: Line2D) -> str:
+def ends_of(axis: Axes, name: str, line: Line2D) -> str:
     """From where to where a line goes, in words, such as "Accuracy: plain from 31.0% to 84.2%"."""
     heights = np.asarray(line.get_ydata(), dtype=float)
     heights = heights[np.isfinite(heights)]

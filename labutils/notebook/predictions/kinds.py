@@ -6,13 +6,11 @@ be answered; `check` raises SettingError for a value that can be neither predict
 with its unit; `difference` says how far a prediction is from what was measured.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from statistics import fmean
 
-from labutils.errors import SettingError
+from labutils.errors import SettingError, check_number
 
 STEPS = 100  # of a slider
 
@@ -34,7 +32,7 @@ class Number:
         return f"a number from {self.low:g} to {with_unit(self.high, self.unit)}"
 
     def check(self, name: str, value: object) -> None:
-        check_finite(name, value)
+        check_number(name, value)
 
     def words(self, value: float) -> str:
         return with_unit(value, self.unit)
@@ -98,7 +96,7 @@ class Curve:
         if not isinstance(value, list | tuple) or len(value) != len(self.places):
             raise SettingError(name, value, f"{len(self.places)} numbers, at {self.across} {list(self.places)}")
         for place, number in zip(self.places, value, strict=True):
-            check_finite(f"{name}, {self.across} {place:g}", number)
+            check_number(f"{name}, {self.across} {place:g}", number)
 
     def words(self, value: Sequence[float]) -> str:
         pairs = zip(self.places, value, strict=True)
@@ -110,16 +108,6 @@ class Curve:
 
 
 Kind = Number | Choice | Curve
-
-
-def check_finite(name: str, value: object) -> None:
-    """Accept any finite number.
-
-    Raises:
-        SettingError: another value.
-    """
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise SettingError(name, value, "a finite number")
 
 
 def with_unit(number: float, unit: str) -> str:

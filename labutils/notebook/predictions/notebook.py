@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from labutils.errors import SettingError, UnknownSetting, check_number
 from labutils.notebook.plots.style import LINE_WIDTH, OTHERS, Chart
-from labutils.notebook.predictions.kinds import Choice, Curve, Kind, Number, check_finite
+from labutils.notebook.predictions.kinds import Choice, Curve, Kind, Number
 from labutils.notebook.predictions.question import Question
 from labutils.notebook.predictions.scorecard import Scorecard
 from labutils.notebook.record import open_record
@@ -91,7 +91,7 @@ class Notebook:
             raise SettingError("at", at, 'one name with its places, such as {"depth": [1, 10, 40]}')
         ((across, places),) = at.items()
         for place in places:
-            check_finite(f"at.{across}", place)
+            check_number(f"at.{across}", place)
         if len(places) < 2 or sorted(set(places)) != list(places):
             raise SettingError(f"at.{across}", places, "two or more numbers, each larger than the one before")
         self.ask(name, question, Curve(across, tuple(places), low, high, unit))
@@ -188,7 +188,7 @@ def check_ends(low: float, high: float) -> None:
     Raises:
         SettingError: others.
     """
-    check_finite("low", low)
+    check_number("low", low)
     check_number("high", high, low, open_ends="low")
 
 

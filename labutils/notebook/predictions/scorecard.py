@@ -24,7 +24,7 @@ class Scorecard:
 
     def __init__(self, questions: Sequence[Question], record: Record):
         kept = record.read()
-        self.rows = [row(question, kept["predictions"].get(question.name, {})) for question in questions]
+        self.rows = [question_row(question, kept["predictions"].get(question.name, {})) for question in questions]
         self.answered = sum(question.value is not None for question in questions)
         self.checks = {name.removeprefix("check_"): verdict for name, verdict in sorted(kept["checks"].items())}
         self.passed = sum(verdict["right"] for verdict in self.checks.values())
@@ -46,11 +46,14 @@ class Scorecard:
         return f"<p><b>{self.summary()}</b></p>{html_table([HEAD, *self.rows])}{listed}"
 
     def __repr__(self) -> str:
-        rows = [f"- {question} {'; '.join(filter(None, rest))}" for question, *rest in map(labelled, self.rows)]
+        rows = []
+        for question, said, measured, difference in self.rows:
+            answers = [f"You said: {said}", f"measured: {measured}", *[difference] * bool(difference)]
+            rows.append(f"- {question} {'; '.join(answers)}")
         return "\n".join([self.summary(), *rows, *self.verdicts()])
 
 
-def row(question: Question, entry: dict) -> tuple[str, ...]:
+def question_row(question: Question, entry: dict) -> tuple[str, ...]:
     """A question, what was said and what was measured, in words."""
     value, kind = question.value, question.kind
     said = "–" if value is None else kind.words(value) + (" (after the measurement)" if entry.get("late") else "")
@@ -58,9 +61,3 @@ def row(question: Question, entry: dict) -> tuple[str, ...]:
         return (question.text, said, "–", "")
     difference = "" if value is None else kind.difference(value, entry["measured"])
     return (question.text, said, kind.words(entry["measured"]), difference)
-
-
-def labelled(cells: tuple[str, ...]) -> tuple[str, ...]:
-    """A row for readers who see no table."""
-    question, said, measured, difference = cells
-    return (question, f"You said: {said}", f"measured: {measured}", difference)
