@@ -133,9 +133,10 @@ def test_a_reader_explores_the_bank_in_the_page_itself(name, pages, page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everyone_can_read_the_site(scheme, pages, page, axe):
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 1300), ("light", 390)])
+def test_everyone_can_read_the_site(scheme, width, pages, page, axe):
     page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
     for name in (*PAGES, "notebooks/02_residual_mlp_gradients"):  # the others have nothing that these lack
         page.goto((pages / f"{name}.html").as_uri())
         page.evaluate(axe)
@@ -152,6 +153,8 @@ def test_no_page_scrolls_sideways(width, pages, page):
         page.goto((pages / f"{name}.html").as_uri())
         if name.startswith("notebooks"):
             expect(page.locator("#explorable svg").first).to_be_visible()
+            for figure in page.locator(".cell_output img").all():  # no smaller than its words can be read
+                assert figure.bounding_box()["width"] >= 600
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
 
 

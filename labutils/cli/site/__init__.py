@@ -186,8 +186,9 @@ def for_reading(notebook: nbformat.NotebookNode, name: str) -> nbformat.Notebook
 
 
 def accessible(page: str) -> str:
-    """A page with what the theme leaves out: levels of headings, and code that the keyboard can scroll."""
-    return page.replace('role="heading"', 'role="heading" aria-level="2"').replace("<pre>", '<pre tabindex="0">')
+    """A page with what the theme leaves out: levels of headings, and boxes that the keyboard can scroll."""
+    page = page.replace('role="heading"', 'role="heading" aria-level="2"').replace("<pre>", '<pre tabindex="0">')
+    return re.sub(r'class="(output text_html|table-wrapper)', r'tabindex="0" class="\1', page)
 
 
 def run_this(name: str) -> str:
