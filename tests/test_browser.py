@@ -111,7 +111,7 @@ def run_all(page, address, name):
     indicator = page.locator(".jp-Notebook-ExecutionIndicator")
     pick(page, "Run", "Run All Cells")
     prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
-    expect(prompts.last).to_have_text(re.compile(r"\[\d+\]"), timeout=90_000)
+    expect(prompts.last).to_have_text(re.compile(r"\[\d+\]"), timeout=240_000)
     expect(indicator).to_have_attribute("data-status", "idle", timeout=60_000)
 
 

@@ -210,6 +210,17 @@ def test_the_devcontainer_sets_up_what_make_sets_up():
     assert f"FROM python:{OLDEST_PYTHON}-" in image
 
 
+def test_the_citation_says_what_the_project_is():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "authors"} <= citation.keys()
+    assert {name: citation[name] for name in ("version", "license")} == {
+        name: PROJECT[name] for name in ("version", "license")
+    }
+    assert README.startswith(f"# {citation['title']}\n")
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith(f"{PROJECT['license']} License\n")
+
+
 def test_the_site_is_published_as_it_is_made_here_with_no_rights_but_those_it_needs():
     build, deploy = PAGES["jobs"]["build"], PAGES["jobs"]["deploy"]
     (command,) = (step["run"] for step in build["steps"] if "run" in step)

@@ -64,7 +64,7 @@ class GradientExplorer(Explorer):
         label = self.label(self.choice())
         png = self.live.png(profile, label=label, residual=model.residual, rate=rate, earlier=self.earlier)
         self.show(png, self.live.alt)
-        self.status = f"The gradient changes by <b>{measure_rate(profile)}</b>. Theory: {theory}."
+        self.status = f"The gradient {measure_rate(profile)}. Theory: {theory}."
 
     def as_code(self) -> str:
         return (
@@ -91,8 +91,8 @@ def predict_rate(model: MLP) -> tuple[float | None, str]:
 
 
 def measure_rate(profile: pd.DataFrame) -> str:
-    """The rate measured, or why there is none."""
+    """What the gradient does by the rate measured, or why it has none."""
     try:
-        return str(rate_per_layer(profile))
+        return f"changes by <b>{rate_per_layer(profile)}</b>"
     except SettingError:
-        return "no rate: one layer alone, or a gradient too small for a number"
+        return "has <b>no rate</b>: one layer alone, or a gradient too small for a number"
