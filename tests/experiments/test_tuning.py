@@ -15,16 +15,7 @@ NATURAL_BOUNDS = {
     "alpha": {0.0, 1.0},
 }
 # Their tables are still to be made.
-PENDING = (
-    "cnn_shallow",
-    "cnn_shallow_ablation",
-    "transfer_augmentation",
-    "transfer_labels",
-    "transfer_ladder",
-    "transfer_reinit",
-    "transfer_wide",
-    "transfer_optimizers",
-)
+PENDING = ("cnn_shallow", "cnn_shallow_ablation", "transfer_optimizers")
 # Chosen by somebody, where they are not the defaults; epochs and batch sizes say how long and how large, not how well.
 CHOSEN = ("lr", "momentum", "weight_decay", "label_smoothing", "averaging", "stage_lr", "head_lr")
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(lab.Training)}
