@@ -29,7 +29,7 @@ from labutils.methods.pretrained import read_record
 from labutils.methods.transfer import Transfer
 from labutils.models.building import MODELS, build_model
 from labutils.models.counting import parameter_count
-from labutils.models.identity import VERSIONS
+from labutils.models.identity import version
 from labutils.training.settings import Training
 
 PROFILES = ("smoke", "laptop", "full")
@@ -184,7 +184,7 @@ def run_identity(
     for section, name in (("transfer", "backbone"), ("distillation", "teacher")):
         if section in decisive:
             decisive[section][name] = read_record(decisive[section][name])["sha256"]
-    model = model or {"version": VERSIONS[MODELS[settings["model"]["kind"]]]}
+    model = model or {"version": version(MODELS[settings["model"]["kind"]])}
     return files.identity(what="run", settings=decisive, model=model, data=data and data.digest)
 
 

@@ -3,11 +3,13 @@
 import copy
 import hashlib
 import inspect
+import sys
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
+from labutils.errors import SettingError
 from labutils.models.mlp import MLP
 from labutils.models.resnet import ResNet
 from labutils.models.shallow import ShallowCNN
@@ -16,6 +18,7 @@ from labutils.models.shallow import ShallowCNN
 # syntax trees of labutils/models with those that these versions were given to.
 VERSIONS = {MLP: 1, ResNet: 1, ShallowCNN: 2}
 PROBES = 4  # images that an unknown model is shown
+SCALES = (1, 100)  # of their pixels: some models differ only in what they make of large numbers, as relu6 from relu
 
 
 def model_identity(model: nn.Module, image_shape: tuple[int, ...], *, head: bool = True) -> dict[str, object]:
@@ -27,19 +30,70 @@ def model_identity(model: nn.Module, image_shape: tuple[int, ...], *, head: bool
         head: whether its head counts; the features of the course's own models do not depend on it.
 
     Returns:
-        Its tensors' shapes and what is frozen; for a model of the course's own class its name, version, settings and
-        modules; for any other what it answers (see `behaviour`).
+        Its tensors' shapes and what is frozen; for a model as a class of the course's own makes it, its name, version,
+        settings and modules; for any other what it answers (see `behaviour`).
     """
     kind = type(model)
-    if kind not in VERSIONS or {"forward", "features"} & set(vars(model)):
+    if kind not in VERSIONS or not as_made(model, head=head):
         return {"shapes": shapes(model), "frozen": frozen(model), "behaviour": behaviour(model, image_shape)}
-    settings = {name: getattr(model, name) for name in inspect.signature(kind).parameters}
+    settings = own_settings(model)
     parts = {"class": kind.__name__, "version": VERSIONS[kind], "settings": settings, "frozen": frozen(model)}
-    parts["modules"] = modules(model)  # of which a student may have put others in their place
+    parts["modules"] = {name: type(module).__name__ for name, module in modules(model, head=False).items()}
     if head:
         return parts | {"shapes": shapes(model), "head": type(model.head).__name__}
     del settings["classes"], parts["frozen"]
     return parts
+
+
+def version(kind: type) -> int:
+    """The version of a class of the course.
+
+    Raises:
+        SettingError: it has been changed since it was imported, so that no version says what it computes.
+    """
+    if is_patched(kind):
+        raise SettingError(
+            "model", f"{kind.__name__}, changed since it was imported", "the course's own; yours is a class for model="
+        )
+    return VERSIONS[kind]
+
+
+def is_patched(kind: type) -> bool:
+    """Whether a method or a module of a class of the course has been replaced from outside, as in a notebook's cell."""
+    home = vars(sys.modules[kind.__module__]).values()
+    for one in (one for one in home if inspect.isclass(one) and issubclass(one, nn.Module)):
+        functions = [member for member in vars(one).values() if inspect.isfunction(member)]
+        own = vars(sys.modules[one.__module__])
+        if not one.__module__.startswith("labutils.") or any(method.__globals__ is not own for method in functions):
+            return True
+    return False
+
+
+def as_made(model: nn.Module, *, head: bool) -> bool:
+    """Whether a model is what its class, one of the course's, makes of its settings; weights do not count.
+
+    A student may have changed it since: put another module in, set an attribute, hung in a hook, replaced a method.
+    """
+    if is_patched(type(model)):
+        return False
+    with torch.device("meta"):
+        made = type(model)(**own_settings(model))
+    found, expected = (
+        {name: details(module) for name, module in modules(net, head=head).items()} for net in (model, made)
+    )
+    return found == expected
+
+
+def details(module: nn.Module) -> tuple[type, dict[str, str], bool]:
+    """A module's class, its public attributes as text, and whether hooks may change what it does."""
+    attributes = {name: repr(value) for name, value in vars(module).items() if name[0] != "_" and name != "training"}
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module), attributes, any(hooks)
+
+
+def own_settings(model: nn.Module) -> dict[str, object]:
+    """The arguments that a model of the course was made with."""
+    return {name: getattr(model, name) for name in inspect.signature(type(model)).parameters}
 
 
 def frozen(model: nn.Module) -> list[str]:
@@ -47,9 +101,9 @@ def frozen(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 
-def modules(model: nn.Module) -> dict[str, str]:
-    """The class of each of a model's modules but its head, by its name."""
-    return {name: type(module).__name__ for name, module in model.named_modules() if not name.startswith("head")}
+def modules(model: nn.Module, *, head: bool) -> dict[str, nn.Module]:
+    """A model's modules by their names, with or without its head."""
+    return {name: module for name, module in model.named_modules() if head or name.partition(".")[0] != "head"}
 
 
 def shapes(model: nn.Module) -> dict[str, list[int]]:
@@ -77,25 +131,33 @@ def behaviour(model: nn.Module, image_shape: tuple[int, ...]) -> str:
 
 def measured_behaviour(net: nn.Module, image_shape: tuple[int, ...], *, digits: int) -> str:
     """The digest of `behaviour` for a copy that may be changed; `digits` decimals of relative figures count."""
-    figures: list[float] = []
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.default_generator.manual_seed(0)  # torch.manual_seed would change a GPU's random state, too
         set_weights(net)
         dtype = next(net.parameters()).dtype
         images = torch.randn(PROBES, *image_shape, dtype=torch.float64).to(dtype)
-        for mode in (True, False):
-            torch.default_generator.manual_seed(1)  # of dropout
-            logits = net.train(mode)(images)
-            loss = F.cross_entropy(logits, torch.arange(PROBES) % logits.shape[1])
-            learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
-            gradients = torch.autograd.grad(loss, learned, allow_unused=True) if learned else ()
-            answers = [logits, *(gradient for gradient in gradients if gradient is not None)]
-            if hasattr(net, "features"):
-                answers.append(net.features(images))
-            figures += [projection(answer) for answer in answers]
-    largest = max(map(abs, figures)) or 1.0
-    text = " ".join(f"{round(figure / largest, digits) + 0.0}" for figure in figures)  # + 0.0: no negative zero
-    return hashlib.sha256(text.encode()).hexdigest()
+        shown = [answers(net, scale * images) for scale in SCALES]
+    sha256 = hashlib.sha256()
+    for figures in shown:
+        largest = max(map(abs, figures)) or 1.0
+        rounded = [round(figure / largest, digits) + 0.0 for figure in figures]  # + 0.0: no negative zero
+        sha256.update(" ".join(map(str, rounded)).encode())
+    return sha256.hexdigest()
+
+
+def answers(net: nn.Module, images: torch.Tensor) -> list[float]:
+    """A number for each tensor that a model gives for images, in both modes: logits, gradients, features."""
+    given = []
+    for mode in (True, False):
+        torch.default_generator.manual_seed(1)  # of dropout
+        logits = net.train(mode)(images)
+        loss = F.cross_entropy(logits, torch.arange(PROBES) % logits.shape[1])
+        learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, learned, allow_unused=True) if learned else ()
+        given += [logits, *(gradient for gradient in gradients if gradient is not None)]
+        if hasattr(net, "features"):
+            given.append(net.features(images))
+    return [projection(answer) for answer in given]
 
 
 @torch.no_grad()

@@ -10,11 +10,11 @@ import yaml
 
 import labutils as lab
 from labutils.experiments import conversion, results
-from labutils.experiments import settings as settings_module
 from labutils.experiments.conversion import convert_bank, convert_store
 from labutils.experiments.running import load_experiment_data
 from labutils.experiments.settings import run_identity
 from labutils.files import canonical, file_digest
+from labutils.models.identity import VERSIONS
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_run_of_before_a_setting_came_is_found_under_its_new_name(earlier):
 
 def test_one_that_differs_in_more_than_new_settings_keeps_its_name(store, earlier, monkeypatch):
     _, folder = earlier
-    monkeypatch.setitem(settings_module.VERSIONS, lab.MLP, 99)  # other code
+    monkeypatch.setitem(VERSIONS, lab.MLP, 99)  # other code
     assert list(convert_store()) == []
     assert folder.is_dir()
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import labutils as lab
 from labutils.methods import features as features_module
+from labutils.methods.neighbours import NeighbourHead
 from labutils.training.checkpoints import load_tensors
 
 
@@ -123,6 +124,16 @@ def test_a_students_class_whose_features_are_edited_gets_the_new_ones(few, cache
     before, _ = lab.extract_features(first, "test", few, cache=cache)
     after, _ = lab.extract_features(edited, "test", few, cache=cache)
     assert torch.allclose(after, before.square())
+
+
+def test_a_head_of_nearest_neighbours_has_logits_by_its_neighbours(few, cache):
+    model = lab.MLP(1, 4)
+    train = lab.extract_features(model, "train", few)
+    found = []
+    for k in (1, 10):
+        model.head = NeighbourHead(train, k=k)
+        found.append(lab.extract_logits(model, "test", few, cache=cache)[0])
+    assert not torch.equal(*found)
 
 
 def test_damaged_features_are_extracted_again(few, cache):

@@ -13,7 +13,9 @@ from torch import nn
 
 import labutils as lab
 from labutils.files import canonical, identity
-from labutils.models.identity import VERSIONS, behaviour, model_identity
+from labutils.methods.transfer import transferred
+from labutils.models import mlp
+from labutils.models.identity import VERSIONS, behaviour, model_identity, version
 
 SHAPE = (1, 4, 4)
 
@@ -152,6 +154,83 @@ def test_an_instance_with_a_forward_of_its_own_counts_by_what_it_computes():
     assert "behaviour" in model_identity(model, SHAPE)
 
 
+class Linear(nn.Linear):
+    """A student's, of the same name and shape as PyTorch's."""
+
+    def forward(self, x):
+        return super().forward(x).abs()
+
+
+def other_slope(model):
+    model.layers[0].activation = nn.LeakyReLU(0.1)
+
+
+def steeper_slope(model):
+    model.layers[0].activation = nn.LeakyReLU(0.9)
+
+
+def other_scale(model):
+    model.layers[1].residual_scale = 0.1
+
+
+def other_linear(model):
+    weights = model.layers[0].linear.state_dict()
+    model.layers[0].linear = Linear(16, 5)
+    model.layers[0].linear.load_state_dict(weights)
+
+
+def own_forward_inside(model):
+    model.layers[0].forward = lambda x: x[:, :5]
+
+
+def hook(model):
+    model.layers[0].register_forward_hook(lambda module, inputs, output: 3 * output)
+
+
+def hook_at_the_head(model):
+    model.head.register_forward_pre_hook(lambda module, inputs: (3 * inputs[0],))
+
+
+CHANGES = (other_slope, steeper_slope, other_scale, other_linear, own_forward_inside, hook, hook_at_the_head)
+
+
+def test_a_model_of_the_course_that_was_changed_counts_by_what_it_computes():
+    found = set()
+    for change in CHANGES:
+        model = lab.MLP(2, 5, residual=True, in_features=16)
+        change(model)
+        found.add(model_identity(model, SHAPE)["behaviour"])
+    assert len(found) == len(CHANGES)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_model_as_its_class_makes_it_counts_by_its_version(head):
+    trained = lab.ResNet((1, 1, 1, 1), width=2, in_channels=1)
+    made = [lab.MLP(2, 5, residual=True, residual_scale="zero", init=2, in_features=16), lab.ShallowCNN((2, 2, 2))]
+    for model in (*made, trained, transferred(trained, 7), lab.unfreeze(trained, 1).train()):
+        assert "version" in model_identity(model, SHAPE, head=head)
+
+
+def test_a_class_of_the_course_that_was_changed_has_no_version(monkeypatch, digits):
+    experiment = lab.Experiment.load("mlp_mnist", profile="smoke")
+    patches = [
+        (lab.MLP, "features", lambda self, images: images.flatten(1)[:, :5]),
+        (mlp.HiddenLayer, "forward", lambda self, x: x),
+        (mlp, "HiddenLayer", Linear),
+    ]
+    for where, name, replacement in patches:
+        before = lab.MLP(2, 5, in_features=16)
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, replacement)
+            with pytest.raises(lab.SettingError, match=r"MLP, changed .* model="):
+                version(lab.MLP)
+            with pytest.raises(lab.SettingError, match="changed"):
+                experiment.identity(digits)
+            if name == "features":  # the others leave a net that can't answer
+                assert "behaviour" in model_identity(before, SHAPE)
+        assert version(lab.MLP) == 1
+
+
 # A student's models
 
 
@@ -264,6 +343,7 @@ def test_an_equal_class_behaves_alike_whatever_its_name_and_layout(expected):
         Detached(),
         Student(activation=torch.tanh),
         Student(activation=nn.functional.leaky_relu),
+        Student(activation=nn.functional.relu6),
         Student(dropout=0.2),
         Student(classes=4),
         Float32(),
