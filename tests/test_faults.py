@@ -121,6 +121,9 @@ EDITS = {
     "text in the history": lambda folder: (folder / "history.csv").write_text(
         (folder / "history.csv").read_text().replace("1,", "one,", 1)
     ),
+    "a number without end": lambda folder: (folder / "history.csv").write_text(
+        (folder / "history.csv").read_text() + "1" * 200_000
+    ),
     "no gradients": lambda folder: (folder / "gradients.csv").write_text("a,b\n"),
 }
 
@@ -148,6 +151,51 @@ def test_weights_that_fit_no_model_are_named_and_set_aside_and_trained_anew(kept
 def test_a_missing_file_is_noticed(kept, name):
     (kept[1] / name).unlink()
     check_noticed(kept, name)
+
+
+def test_gradients_that_no_sum_is_of_are_not_served(kept):
+    sums = kept[1] / "SHA256SUMS"
+    sums.write_text("".join(line for line in sums.open() if "gradients" not in line))
+    (kept[1] / "gradients.csv").write_text("epoch,layer,name,kind,norm\n1,1,layers.0.linear,weight,0.5\n")
+    check_noticed(kept, "no sum")
+
+
+def test_weights_that_are_damaged_after_the_run_was_read_are_not_served(kept):
+    experiment, folder, _ = kept
+    run = lab.run(experiment)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(lab.StoreError, match=r"is damaged .* set aside"):
+        run.model  # noqa: B018
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_not_taken_for_damaged(kept, monkeypatch):
+    """As another process does that trains the run anew."""
+    experiment, folder, before = kept
+    new, digest = folder.with_name("new"), store_module.files.file_digest
+    shutil.copytree(folder, new)
+    (new / "history.csv").write_bytes((new / "history.csv").read_bytes() + b"\n")
+    with_sums(new)
+
+    def replaced_meanwhile(path):
+        if new.exists() and path.name == "history.csv":
+            folder.rename(folder.with_name("old"))
+            new.rename(folder)
+        return digest(path)
+
+    monkeypatch.setattr(store_module.files, "file_digest", replaced_meanwhile)
+    assert lab.run(experiment).metrics == before.metrics
+    assert not new.exists()
+    assert not (folder.parent / ".damaged").exists()
+
+
+def test_a_link_that_leads_nowhere_is_replaced(kept):
+    experiment, folder, _ = kept
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.with_name("nowhere"))
+    assert lab.run(experiment, progress=False).path == folder
+    assert not folder.is_symlink()
 
 
 def test_a_run_of_another_seed_under_this_name_is_noticed(kept):

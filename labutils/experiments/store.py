@@ -31,7 +31,7 @@ from labutils.training.history import History
 if TYPE_CHECKING:
     from filelock import FileLock
 
-SUMS, WEIGHTS = "SHA256SUMS", "model.safetensors"
+SUMS, WEIGHTS, GRADIENTS = "SHA256SUMS", "model.safetensors", "gradients.csv"
 FIGURES = ("test_top1", "seconds", "epochs_run", "best_epoch", "parameters")  # that every run has
 ORIGIN = ("data", "source", "processor", "torch")
 HISTORY_COLUMNS = {"epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "lr", "seconds"}
@@ -170,19 +170,28 @@ def signature_path(path: Path) -> Path:
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Say of an error that the store can't be written, where, and what to do."""
+    """Say of an error that the store can't be written, where, and what to do; errors about other files pass."""
     try:
         yield
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise StoreError(
+    except OSError as error:
+        store, named = store_root(), error.filename
+        elsewhere = isinstance(named, str) and not (Path(named).is_relative_to(store) or store.is_relative_to(named))
+        if elsewhere or isinstance(error, StoreError):
+            raise
+        raise as_store_error(error) from error
+
+
+def as_store_error(error: OSError) -> StoreError:
+    """An error of the system about the store's files, with a remedy."""
+    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        return StoreError(
             f"the run store {store_root()} can't be used: {error.filename or error} is not the file or folder that "
             "belongs there. Remedy: move it away, or set $LABUTILS_RUNS to another folder"
-        ) from error
-    except OSError as error:
-        raise StoreError(
-            f"the run store {store_root()} can't be written ({error.strerror or error}). Remedy: free some space or "
-            "its permissions, or set $LABUTILS_RUNS to another folder"
-        ) from error
+        )
+    return StoreError(
+        f"the run store {store_root()} can't be written ({error.strerror or error}). Remedy: free some space or "
+        "its permissions, or set $LABUTILS_RUNS to another folder"
+    )
 
 
 def find_run(
@@ -202,7 +211,8 @@ def find_run(
         StoreError: the user may not read it.
     """
     path = run_path(identity, root)
-    if not path.is_dir():
+    state = folder_state(path)
+    if state is None:
         return None
     try:
         return read_run(path, identity, experiment, build)
@@ -210,11 +220,22 @@ def find_run(
         raise StoreError(
             f"the run {path} can't be read ({error.strerror}). Remedy: ask its owner to share it"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+        if folder_state(path) != state:  # another process has put a new one in its place meanwhile
+            return find_run(identity, experiment, build, root)
         reason = " ".join(str(error).split()) or type(error).__name__
         outcome = "it stays where it is" if root else set_aside(path)
         warnings.warn(f"{path} is damaged ({reason}); {outcome}, and is trained anew", DamagedRun, stacklevel=3)
         return None
+
+
+def folder_state(path: Path) -> tuple[int, int] | None:
+    """Which folder has a name now; None where none has."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_ino, found.st_ctime_ns) if path.is_dir() else None
 
 
 def set_aside(path: Path) -> str:
@@ -237,7 +258,7 @@ def read_run(path: Path, identity: str, experiment: Experiment, build: Callable[
     """
     import pandas as pd
 
-    check_sums(path)
+    check_sums(path, *[GRADIENTS] * experiment.measurement.gradients)
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     if metrics["identity"] != identity:
         raise ValueError("it is another run than its name says")
@@ -252,7 +273,7 @@ def read_run(path: Path, identity: str, experiment: Experiment, build: Callable[
     if len(history.rows) != metrics["epochs_run"] or history.best_epoch != metrics["best_epoch"]:
         raise ValueError("history.csv is not of the run that metrics.json is of")
     if experiment.measurement.gradients:
-        probes = pd.read_csv(path / "gradients.csv")
+        probes = pd.read_csv(path / GRADIENTS)
         history.probed = [rows for _, rows in probes.groupby("epoch")]
     # Named as it was asked for: configs that differ in nothing else share a run.
     metrics |= {"experiment": experiment.name, "profile": experiment.profile}
@@ -269,15 +290,15 @@ def read_history(path: Path) -> History:
 
 
 def read_model(weights: Path, build: Callable[[], nn.Module], *, keep: bool = False) -> nn.Module:
-    """A run's model with its weights.
+    """A run's model with its weights; the run's folder is checked again, as it may have been read long before.
 
     Args:
         weights: their file, in the run's folder.
         build: makes a model into which they fit.
-        keep: whether a damaged run stays where it is; one outside the store always does.
+        keep: whether a damaged run stays where it is, and is not checked; one outside the store always stays.
 
     Raises:
-        StoreError: they can't be read, or do not fit the model.
+        StoreError: they can't be read, are damaged, or do not fit the model.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model
@@ -285,10 +306,12 @@ def read_model(weights: Path, build: Callable[[], nn.Module], *, keep: bool = Fa
     with torch.random.fork_rng(devices=[]):  # building draws weights, which are then replaced
         model = build()
     try:
+        if not keep:
+            check_sums(weights.parent)
         load_model(model, weights)
     except OSError as error:
         raise StoreError(f"{weights} can't be read ({error}). Remedy: run the experiment again") from error
-    except (RuntimeError, SafetensorError) as error:
+    except (RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         keep = keep or weights.parents[1] != store_root()
         outcome = "it stays where it is" if keep else set_aside(weights.parent)
@@ -297,11 +320,11 @@ def read_model(weights: Path, build: Callable[[], nn.Module], *, keep: bool = Fa
     return model
 
 
-def check_sums(folder: Path) -> None:
-    """Raise ValueError unless a folder's files are, byte for byte, those that were written."""
+def check_sums(folder: Path, *more: str) -> None:
+    """Raise ValueError unless a folder's files, and `more` of them, are, byte for byte, those that were written."""
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    missing = {"experiment.yaml", "history.csv", "metrics.json", WEIGHTS} - sums.keys()
+    missing = {"experiment.yaml", "history.csv", "metrics.json", WEIGHTS, *more} - sums.keys()
     if missing:
         raise ValueError(f"{SUMS} does not list {', '.join(sorted(missing))}")
     for name, digest in sums.items():
@@ -330,7 +353,7 @@ def write_run(finished: Run, *, half: bool = False) -> None:
         (new / "experiment.yaml").write_text(finished.experiment.to_yaml(), encoding="utf-8")
         finished.history.frame.to_csv(new / "history.csv", index=False)
         if finished.history.probed:
-            finished.history.probes.to_csv(new / "gradients.csv", index=False)
+            finished.history.probes.to_csv(new / GRADIENTS, index=False)
         try:
             save_model(model, str(new / WEIGHTS))
         except SafetensorError as error:  # its own name for a full disk, too
@@ -356,11 +379,11 @@ def in_half_precision(model: nn.Module) -> nn.Module:
 
 def move_into_place(new: Path, path: Path, aside: Path) -> None:
     """Rename a folder to its name; what has that name is put back if that fails."""
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere, too
         path.rename(aside)
     try:
         new.rename(path)
     except OSError:
-        if aside.exists():
+        if os.path.lexists(aside):
             aside.rename(path)
         raise

@@ -286,6 +286,16 @@ CLASS, STUDENTS = 54321, (54322, 54323)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be several users")
+class Unwritable(Callback):
+    def after_epoch(self, state):
+        pathlib.Path("/nowhere/figure.png").write_bytes(b"")
+
+
+def test_a_callbacks_own_file_is_not_taken_for_the_stores(store, experiment):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        lab.run(experiment, progress=False, callbacks=[Unwritable()])
+
+
 def test_a_class_shares_a_store(shared_store, experiment, monkeypatch):
     monkeypatch.setenv("LABUTILS_RUNS", str(shared_store))
 
@@ -423,6 +433,20 @@ def test_a_class_of_ones_own_is_trained_and_kept_by_what_it_computes(store, expe
     assert lab.run(experiment, model=renamed, callbacks=[Forbidden()]).path == own.path
     others = {lab.run(experiment, model=other, progress=False).path for other in (OwnTanh, OwnInitialised)}
     assert len(others | {own.path, ours.path}) == 4
+
+
+def test_a_changed_net_of_the_course_is_a_class_of_ones_own(store, experiment):
+    """Two that differ in an attribute alone, and so have equal weights at first."""
+
+    def built(scale):
+        def build(depth, width, in_features, classes):
+            net = lab.MLP(depth, width, residual=True, in_features=in_features, classes=classes)
+            net.layers[1].residual_scale = scale
+            return net
+
+        return lab.run(experiment, model=build, progress=False)
+
+    assert built(1.0).path != built(0.1).path
 
 
 def test_what_is_no_class_of_a_network_is_named(store, experiment):
