@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 LARGEST = 2**63 - 1  # of a whole number; torch and NumPy hold no larger one
 LONGEST_SHOWN = 200  # characters of a value in an error
+MOST_NAMES = 12  # that an error lists
 
 
 class SettingError(ValueError):
@@ -38,7 +39,9 @@ class UnknownSetting(SettingError):
         # A name without its section is compared with names without theirs.
         comparable = {name if "." in setting else name.rpartition(".")[2]: name for name in known}
         nearest = [comparable[name] for name in difflib.get_close_matches(setting, comparable, n=3, cutoff=0.5)]
-        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else f" (there are {', '.join(known)})"
+        more = ", …" if len(known) > MOST_NAMES else ""
+        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+        hint = hint or f" (there are {', '.join(known[:MOST_NAMES])}{more})"
         ValueError.__init__(self, f"{setting[:LONGEST_SHOWN]}: no such name{hint}")
         self.setting, self.given, self.allowed = setting, setting, ", ".join(known)
 

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from playwright.sync_api import Error, expect, sync_playwright
@@ -17,6 +18,8 @@ SCREENSHOTS = ROOT / "build" / "screenshots"
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync"]  # fmt: skip
 AXE = "axe-core@4.12"
+hypothesis.settings.register_profile("course", deadline=None)  # tests do not depend on how busy a machine is
+hypothesis.settings.load_profile("course")
 expect.set_options(timeout=30_000)  # how long something may take to appear, on a busy machine, too
 
 

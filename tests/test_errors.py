@@ -58,6 +58,13 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     assert "did you mean" not in str(UnknownSetting("zzz", known))
 
 
+def test_of_many_names_only_the_first_are_listed():
+    few, many = UnknownSetting("x", ["aaa", "bbb"]), UnknownSetting("x", [f"name{number}" for number in range(100)])
+    assert str(few).endswith("(there are aaa, bbb)")
+    assert str(many).endswith(", …)")
+    assert len(str(many)) < LONGEST_SHOWN
+
+
 def test_an_error_carries_its_parts_and_shows_long_values_in_part():
     with pytest.raises(SettingError) as caught:
         check_whole("training.epochs", "9" * 10_000, 1)

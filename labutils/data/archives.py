@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from labutils.files import workspace
+from labutils.files import lock, share_as, workspace
 
 CLASSES = {
     "mnist": tuple("0123456789"),
@@ -166,11 +166,8 @@ def download(name: str, root: Path) -> dict[str, np.ndarray]:
     Raises:
         DownloadError: no mirror gave a whole file; nothing is left behind.
     """
-    from filelock import FileLock
-
-    root.mkdir(parents=True, exist_ok=True)
     path = root / f"{name}.npz"
-    with FileLock(root / f"{name}.lock"):
+    with lock(root / f"{name}.lock"):
         try:
             return read_archive(path, name)  # another process was faster
         except ArchiveError:
@@ -179,6 +176,7 @@ def download(name: str, root: Path) -> dict[str, np.ndarray]:
             arrays = fetch_with_torchvision(name, folder)
             arrays[STAMP] = np.frombuffer(digest(arrays), dtype=np.uint8)
             np.savez(folder / path.name, **arrays)
+            share_as(folder / path.name, root)
             os.replace(folder / path.name, path)
     return arrays
 

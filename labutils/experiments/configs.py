@@ -9,10 +9,11 @@ from labutils.errors import SettingError, UnknownSetting
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LARGEST_FILE = 1_000_000  # bytes
-MOST_BITS = 1_000  # of a whole number; Python writes no number of many thousand digits
+LONGEST_NUMBER = 300  # characters; Python writes no number of many thousand digits, and takes long to read one
 MOST_VALUES = 100_000  # in a file, references to anchors counted as often as they stand there
 # YAML 1.1 takes 1e-3 for text, because it has no point.
 NUMBER = re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+")
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -22,6 +23,11 @@ class StrictLoader(yaml.SafeLoader):
         super().flatten_mapping(node)
         if len(node.value) > MOST_VALUES:  # a few merges within merges double it each time
             raise yaml.constructor.ConstructorError(None, None, f"more than {MOST_VALUES:,} values", node.start_mark)
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
+            raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark)
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -106,7 +112,5 @@ def check_size(value: object) -> None:
             waiting += inner.values()
         elif isinstance(inner, list | tuple | set):
             waiting += inner
-        elif isinstance(inner, int) and inner.bit_length() > MOST_BITS:
-            raise ValueError("a whole number of too many digits")
         if seen + len(waiting) > MOST_VALUES:
             raise ValueError(f"more than {MOST_VALUES:,} values")

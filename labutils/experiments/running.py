@@ -61,7 +61,8 @@ def run(
     Args:
         experiment: what to run, or the name of a config of the course.
         model: a class of your own in place of the course's. It is called with those of the experiment's model settings
-            that it takes, and of in_features, in_channels and classes. What it computes is part of the run's identity.
+            that it takes, and of in_features, in_channels and classes; the caption names them, and all others have no
+            effect on it. What it computes is part of the run's identity.
         force: train anew even if the run is there, or comes with the course.
         progress: whether to show a progress bar.
         callbacks: as of `fit`.
@@ -82,7 +83,8 @@ def run(
         experiment = Experiment.load(experiment)
     if not isinstance(experiment, Experiment):
         raise SettingError("experiment", experiment, "an Experiment, or the name of a config of the course")
-    if model is not None and (experiment.transfer.backbone or not callable(model)):
+    unfit = isinstance(model, nn.Module) or not callable(model)  # a network is not the class that makes one
+    if model is not None and (experiment.transfer.backbone or unfit):
         raise SettingError("model", model, "a class that makes a network, for an experiment without a backbone")
     data = load_experiment_data(experiment)
     identity = identify(experiment, data, model)
@@ -103,6 +105,9 @@ def run(
             if force:
                 store.remove_checkpoints(path)
             finished = train(experiment, data, identity, build, callbacks=callbacks, progress=progress)
+            if model is not None:
+                settings = taken(experiment.model, model)
+                finished.metrics["own_model"] = ", ".join(f"{name} {value}" for name, value in settings.items())
             if finished.finished:
                 store.write_run(finished)
     except Timeout:
@@ -168,12 +173,16 @@ def build_for(experiment: Experiment, data: ImageData, model: ModelClass | None 
         "in_channels": data.image_shape[0],
         "classes": len(data.classes),
     }
-    accepted = inspect.signature(model).parameters
-    arguments = {name: value for name, value in {**experiment.model, **sizes}.items() if name in accepted}
-    built = model(**arguments)
-    if not isinstance(built, nn.Module):
-        raise SettingError("model", model, "a class that makes a torch.nn.Module")
+    built = model(**taken(experiment.model | sizes, model))
+    if not isinstance(built, nn.Module) or not any(weights.requires_grad for weights in built.parameters()):
+        raise SettingError("model", model, "a class that makes a torch.nn.Module with weights that learn")
     return built
+
+
+def taken(settings: dict[str, object], model: ModelClass) -> dict[str, object]:
+    """Those of some settings that a student's class takes."""
+    accepted = inspect.signature(model).parameters
+    return {name: value for name, value in settings.items() if name in accepted}
 
 
 def untrained(experiment: Experiment, data: ImageData, build: Callable[[], nn.Module]) -> nn.Module:

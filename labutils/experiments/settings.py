@@ -231,6 +231,8 @@ def check_axes(axes: Mapping[str, Sequence], known: Sequence[str], fixed: set[st
     if not isinstance(axes, Mapping) or not axes:
         raise SettingError("sweep", axes, f"settings with their values, in {where} or as axes")
     choices = {full_name(axis, known): values for axis, values in axes.items()}
+    if len(choices) < len(axes):
+        raise SettingError("sweep", list(axes), "each setting once")
     for axis, values in choices.items():
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise SettingError(f"sweep.{axis}", values, "a list of one value or more")
@@ -374,7 +376,9 @@ def expand(overrides: Mapping, known: Sequence[str]) -> dict[str, dict]:
     settings: dict[str, dict] = {}
     for name, value in flatten(overrides).items():
         section, _, setting = full_name(name, known).partition(".")
-        settings.setdefault(section, {})[setting] = value
+        if setting in settings.setdefault(section, {}):
+            raise SettingError(f"{section}.{setting}", value, "one value; it is given twice")
+        settings[section][setting] = value
     return settings
 
 

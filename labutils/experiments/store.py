@@ -57,7 +57,8 @@ class Run:
             best epoch's weights; of augmented trainings also validation_flips_top1 and test_flips_top1, averaged over
             each image and its mirror image; with measurement.six_views validation_views_top1 and test_views_top1, over
             six views; best_epoch; epochs_run; parameters, multiply_adds, layers; seconds) and where they come from
-            (experiment, profile, data, source, device, processor, threads, torch, version, date).
+            (experiment, profile, data, source, device, processor, threads, torch, version, date). Of a student's class
+            own_model names the settings that it took.
             Of a run that was stopped the validation figures are those of its history, and the test figures NaN.
         path: its folder; None for a run that was stopped, which is not kept.
     """
@@ -80,10 +81,13 @@ class Run:
 
     @property
     def caption(self) -> str:
-        """What a figure of this run rests on: data, seed, hardware, torch."""
-        return "{data} ({source}); one run, seed {seed}; {processor}; torch {torch}".format(
+        """What a figure of this run rests on: data, seed, hardware, torch; the settings that a student's class took."""
+        text = "{data} ({source}); one run, seed {seed}; {processor}; torch {torch}".format(
             **self.metrics, seed=self.experiment.training.seed
         )
+        if "own_model" in self.metrics:
+            text += f"; a model of one's own, made with {self.metrics['own_model'] or 'no settings'}"
+        return text
 
     def __repr__(self) -> str:
         outcome = f"test accuracy {self.metrics['test_top1']:.2%}" if self.finished else "not finished"

@@ -17,6 +17,8 @@ from labutils.training.device import autocast, prepare
 from labutils.training.settings import Training
 from labutils.training.stop_button import phase
 
+NO_LABEL = -(2**31)  # PyTorch leaves out labels of -100 unless told otherwise
+
 
 @dataclass(frozen=True)
 class Distillation:
@@ -92,7 +94,7 @@ def distillation_loss(
         log_target=True,
     )
     try:
-        hard = F.cross_entropy(student, labels)
+        hard = F.cross_entropy(student, labels, ignore_index=NO_LABEL)
     except IndexError as error:  # to look at the labels beforehand would make a GPU wait at each step
         allowed = f"0 to {student.shape[1] - 1}, of {student.shape[1]} classes"
         raise SettingError("labels", f"{labels.min().item()} to {labels.max().item()}", allowed) from error

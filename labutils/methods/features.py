@@ -101,8 +101,8 @@ def check_features(features: torch.Tensor, labels: torch.Tensor) -> None:
     """Raise SettingError unless features (N, F) are finite numbers and each row has a label."""
     if features.ndim != 2 or not 0 < len(features) == len(labels):
         raise SettingError("features", tuple(features.shape), f"({len(labels) or 1}, F), a row for each label")
-    if not features.is_floating_point():
-        raise SettingError("features", features.dtype, "floating-point numbers")
+    if features.dtype != torch.float32:
+        raise SettingError("features", features.dtype, "torch.float32, as extract_features gives them")
     check_finite("features", features)
     if labels.dtype != torch.int64 or labels.min() < 0:
         raise SettingError("labels", f"{labels.dtype} from {labels.min().item()}", "torch.int64, from 0")

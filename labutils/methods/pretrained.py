@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from labutils.data.loading import ImageData
-from labutils.errors import UnknownSetting
+from labutils.errors import UnknownSetting, check_text
 from labutils.files import home, tensors_digest
 from labutils.models.building import build_model
 from labutils.models.identity import shapes
@@ -78,6 +78,7 @@ def load_pretrained(name: str = "cnn_backbone") -> tuple[nn.Module, dict]:
 
 def read_record(name: str) -> dict:
     """What NAME.json says of a trained network of the course; raises as `load_pretrained` does."""
+    check_text("name", name)
     path = checkpoints_folder() / f"{name}.json"
     if not path.with_suffix(".safetensors").is_file():
         raise UnknownSetting(name, [kept.stem for kept in checkpoints_folder().glob("*.safetensors")])

@@ -88,7 +88,10 @@ class Checkpoint(Callback):
         tensors, record = load_tensors(self.path)
         self.check(record.get("about", {}))
         states = put_back_tensors(record["states"], tensors)
-        for name, part in self.parts(state).items():
+        parts = self.parts(state)
+        if missing := parts.keys() - states.keys():
+            raise CheckpointError(f"checkpoint {self.path}: of a training without {', '.join(sorted(missing))}")
+        for name, part in parts.items():
             part.load_state_dict(states[name])
         state.best = {name: tensor.to(state.data.device) for name, tensor in states["best"].items()}
         state.order.set_state(tensors["random/order"])

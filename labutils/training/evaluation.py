@@ -77,7 +77,11 @@ def outputs(
 
 
 def check_inputs(model: nn.Module, data: ImageData) -> None:
-    """Raise SettingError where a model sees images of another size than a data set has."""
+    """Raise SettingError where there is no model, or one that sees images of another size than a data set has."""
+    if not isinstance(model, nn.Module):
+        raise SettingError("model", model, "a network, such as lab.MLP(2, 64)")
+    if not isinstance(data, ImageData):
+        raise SettingError("data", data, "a data set, as load_data gives it")
     if getattr(model, "in_features", None) not in (None, math.prod(data.image_shape)):
         allowed = f"{math.prod(data.image_shape)}, the numbers in an image of {data.title}"
         raise SettingError("in_features", model.in_features, allowed)

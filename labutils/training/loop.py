@@ -162,6 +162,10 @@ def check_fit(model: nn.Module, data: ImageData, training: Training) -> None:
     """Raise SettingError where a model can't be trained on a data set in such batches."""
     check_inputs(model, data)
     check_classes(model, data)
+    if not isinstance(training, Training):
+        raise SettingError("training", training, "settings, such as lab.Training(epochs=3)")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SettingError("model", model, "a network with weights that learn")
     normalised = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
     if normalised and 1 in (training.batch_size, len(data.train) % training.batch_size):
         raise SettingError(

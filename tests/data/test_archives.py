@@ -8,7 +8,9 @@ import hashlib
 import http.server
 import io
 import multiprocessing
+import os
 import pickle
+import stat
 import struct
 import tarfile
 import threading
@@ -428,6 +430,18 @@ def test_a_download_is_kept_as_the_archive(server, path, capsys):
     assert np.array_equal(again.train.images, data.train.images)
     check_alone(path)
     assert capsys.readouterr() == ("", "")  # $TQDM_DISABLE is set
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_a_download_is_as_open_as_its_folder_whatever_the_umask_says(server, path):
+    path.parent.chmod(0o775)
+    before = os.umask(0o077)
+    try:
+        lab.load_data("mnist", root=path.parent)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+    assert stat.S_IMODE((path.parent / "mnist.lock").stat().st_mode) == 0o666
 
 
 @pytest.mark.parametrize("fault", ["truncated", "corrupt", "page"])

@@ -128,6 +128,28 @@ def test_a_digest_is_of_images_labels_splits_and_classes_and_of_nothing_else(dig
     assert renamed.digest == digits.digest
 
 
+def test_a_digest_is_of_what_the_data_are_now():
+    data = lab.load_data("mnist", source="builtin", limit=100, device="cpu")
+    before = data.digest
+    assert data.digest == before
+    data.train.labels[0] = (data.train.labels[0] + 1) % 10
+    after = data.digest
+    data.test.images[0] = 0
+    assert len({before, after, data.digest}) == 3
+
+
+def test_a_split_of_other_images_is_named(digits):
+    other = lab.load_data("cifar10", source="builtin", limit=50, device="cpu")
+    with pytest.raises(lab.SettingError, match=r"split: .*3 x 32 x 32.* of images of \(1, 28, 28\)"):
+        digits.split(other.test)
+
+
+@pytest.mark.parametrize(("options", "words"), [({"batch_size": 0}, "batch_size: 0"), ({"augment": "x"}, "augment")])
+def test_wrong_batches_are_named(digits, options, words):
+    with pytest.raises(lab.SettingError, match=words):
+        next(batches(digits.train, digits, **{"batch_size": 5} | options))
+
+
 def test_batches_cover_the_split_once_and_are_normalised(digits):
     generator = torch.Generator().manual_seed(0)
     images, labels = map(torch.cat, zip(*batches(digits.train, digits, 100, generator=generator), strict=True))

@@ -426,8 +426,11 @@ def test_a_class_of_ones_own_is_trained_and_kept_by_what_it_computes(store, expe
     own = lab.run(experiment, model=Own, progress=False)
     assert isinstance(own.model, Own)
     assert own.model.hidden.out_features == experiment.model["width"]
+    assert own.caption.endswith(f"; a model of one's own, made with width {experiment.model['width']}")
+    assert "own" not in ours.caption
     again = lab.run(experiment, model=Own, callbacks=[Forbidden()])
     assert isinstance(again.model, Own)
+    assert again.caption == own.caption
     assert torch.equal(again.model.head.weight, own.model.head.weight)
     renamed = type("Renamed", (Own,), {})
     assert lab.run(experiment, model=renamed, callbacks=[Forbidden()]).path == own.path
@@ -450,7 +453,7 @@ def test_a_changed_net_of_the_course_is_a_class_of_ones_own(store, experiment):
 
 
 def test_what_is_no_class_of_a_network_is_named(store, experiment):
-    for wrong in (3, lambda: 3):
+    for wrong in (3, lambda: 3, torch.nn.Flatten, lab.MLP(2, 4)):
         with pytest.raises(lab.SettingError, match="model"):
             lab.run(experiment, model=wrong, progress=False)
 

@@ -146,6 +146,8 @@ def test_numbers_that_yaml_takes_for_text_are_numbers():
         ({"wandb": "on"}, ["tracking.wandb", "on", "offline"]),
         ({"model": {"kind": "cnn"}}, ["model.kind", "cnn", "mlp"]),
         ({"model": 3}, ["model", "3"]),
+        ({"depth": 3, "model.depth": 4}, ["model.depth", "4", "given twice"]),
+        ({"x.y": 3}, ["x.y", "(there are data.limit, data.name, ", ", …)"]),
     ],
 )
 def test_wrong_settings_are_named_with_what_is_allowed(overrides, words):
@@ -205,6 +207,7 @@ def test_an_override_of_an_axis_replaces_it():
         ({"depth": 3}, ["sweep.model.depth", "3"]),
         ({"dpeth": [1]}, ["dpeth", "did you mean model.depth"]),
         ({"depth": [1, 0]}, ["model.depth", "0"]),
+        ({"depth": [1], "model.depth": [2]}, ["sweep", "each setting once"]),
         (None, ["sweep", "mlp_mnist"]),
     ],
 )

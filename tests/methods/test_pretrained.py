@@ -66,6 +66,11 @@ def test_weights_that_do_not_fit_the_settings_are_refused(folder):
         lab.load_pretrained("small")
 
 
+def test_what_is_no_name_is_named():
+    with pytest.raises(lab.SettingError, match="name: 3 was given; allowed: text"):
+        lab.load_pretrained(3)
+
+
 def test_an_unknown_network_is_named_with_those_there_are(folder):
     with pytest.raises(lab.SettingError, match="smal: no such name; did you mean small"):
         lab.load_pretrained("smal")

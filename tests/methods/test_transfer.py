@@ -155,7 +155,8 @@ def test_features_and_labels_of_another_kind_are_named(method):
     features, labels = blobs(40, 4)
     for wrong, words in (
         ((features[:, :7], labels), r"features: \(40, 7\) .* \(N, 12\), as the training features have"),
-        ((features.int(), labels), "features: torch.int32 .* floating-point"),
+        ((features.int(), labels), "features: torch.int32 .* torch.float32"),
+        ((features.double(), labels), "features: torch.float64 .* torch.float32"),
         ((features, labels.float()), "labels: .*float32.* torch.int64, from 0"),
         ((features, labels - 1), "labels: .*from -1.* torch.int64, from 0"),
         ((features[:0], labels[:0]), r"features: \(0, 12\)"),

@@ -183,17 +183,26 @@ def test_a_runs_unusable_checkpoint_is_warned_of_and_replaced(store, experiment,
         assert lab.run(experiment, progress=False).path.is_dir()
 
 
+class Counter(Callback):
+    """Has a state to be kept."""
+
+    steps = 0
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, kept):
+        self.steps = kept["steps"]
+
+
+def test_a_checkpoint_without_a_callbacks_state_is_refused(few, tmp_path):
+    path, training = tmp_path / "training.safetensors", lab.Training(epochs=1)
+    lab.fit(lab.MLP(1, 4), few, training, checkpoint=path, progress=False)
+    with pytest.raises(lab.CheckpointError, match="of a training without Counter"):
+        lab.fit(lab.MLP(1, 4), few, training, checkpoint=path, callbacks=[Counter()], progress=False)
+
+
 def test_two_callbacks_of_one_class_keep_a_state_each(digits, tmp_path):
-    class Counter(Callback):
-        def __init__(self):
-            self.steps = 0
-
-        def state_dict(self):
-            return {"steps": self.steps}
-
-        def load_state_dict(self, kept):
-            self.steps = kept["steps"]
-
     first, second = Counter(), Counter()
     first.steps, second.steps = 3, 5
     path = tmp_path / "training.safetensors"

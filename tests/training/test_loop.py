@@ -144,6 +144,21 @@ def test_a_model_of_other_images_is_named(few, model, words):
         lab.fit(model, few, lab.Training(epochs=1), progress=False)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"model": lab.MLP}, r"model: .*MLP.* a network, such as lab.MLP\(2, 64\)"),
+        ({"model": lab.MLP(1, 4).requires_grad_(False)}, "model: .* with weights that learn"),
+        ({"data": "mnist"}, "data: 'mnist' .* as load_data gives it"),
+        ({"training": 3}, r"training: 3 .* lab.Training\(epochs=3\)"),
+    ],
+)
+def test_wrong_arguments_are_named(few, arguments, words):
+    right = {"model": lab.MLP(1, 4), "data": few, "training": lab.Training(epochs=1)}
+    with pytest.raises(lab.SettingError, match=words):
+        lab.fit(**right | arguments, progress=False)
+
+
 @pytest.mark.parametrize("batch_size", [1, 53])
 def test_a_batch_of_one_image_is_refused_where_it_is_to_be_normalised(few, batch_size):
     training = lab.Training(epochs=1, batch_size=batch_size)  # 160 images are three batches of 53, and one
