@@ -120,10 +120,10 @@ def test_other_errors_of_a_model_stay_as_they_are(few):
 
 
 def test_run_and_sweep_say_that_memory_ran_out(store, experiment, monkeypatch):
-    def forward(model, images):
+    def forward(layer, inputs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(lab.MLP, "forward", forward)
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
     with pytest.raises(OutOfMemory, match=r"128 images at once through MLP\(plain.*2.00 GiB.*Lower batch_size"):
         lab.run(experiment, progress=False)
     (error,) = lab.sweep([experiment], jobs=1, progress=False)["error"]
