@@ -26,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ from labutils.data.augmentation import augmented
 from labutils.data.loading import CHUNK
 from labutils.experiments.provenance import provenance
 from labutils.methods.distillation import Distillation, Teacher
+from labutils.notebook.explorers.background import Job
 from labutils.training.device import autocast, prepare
 
 SMALLEST = {"depth": 1, "width": 32}  # of the course's MLPs
@@ -264,14 +266,48 @@ def moving() -> Callable[[], float]:
     return move
 
 
+class Watched(lab.explorers.TrainingExplorer):
+    """An explorer that notes when it has drawn a piece of a curve."""
+
+    def grow(self, *news: object) -> None:
+        super().grow(*news)
+        self.drawn.set()
+
+
+@contextmanager
+def in_training(explorer: Watched) -> Iterator[Job]:
+    """An explorer's training in a store of its own, ended afterwards."""
+    explorer.drawn = threading.Event()
+    with tempfile.TemporaryDirectory() as store, in_store(Path(store)):
+        job = explorer.train()
+        yield job
+        explorer.stop()
+        job.thread.join()
+
+
+def watched(name: str, **settings: object) -> Watched:
+    return Watched(lab.Experiment.load(name, profile="laptop", **settings), {"seed": [0, 1]})
+
+
+def drawing(name: str, **settings: object) -> Callable[[], float]:
+    """From the end of a training's first step until an explorer has drawn its point, in milliseconds."""
+    explorer = watched(name, **settings)
+
+    def draw() -> float:
+        with in_training(explorer) as job:
+            if not explorer.drawn.wait(timeout=120):
+                raise RuntimeError(f"{name}: no point was drawn; the explorer says {explorer.status!r}")
+            return 1_000 * (time.perf_counter() - job.growth.first[0])
+
+    return draw
+
+
 def stopping(name: str, **settings: object) -> Callable[[], float]:
     """From a press of Stop to the end of a training in an explorer, in milliseconds; half a second after its start."""
-    experiment = lab.Experiment.load(name, profile="laptop", **settings)
-    explorer = lab.explorers.TrainingExplorer(experiment, {"seed": [0, 1]})
+    explorer = watched(name, **settings)
 
     def stop() -> float:
-        with tempfile.TemporaryDirectory() as store, in_store(Path(store)):
-            job = explorer.train()
+        with in_training(explorer) as job:
             time.sleep(0.5)
             start = time.perf_counter()
             explorer.stop()
@@ -344,8 +380,12 @@ def main() -> int:
     ]  # fmt: skip
     latencies = [
         ("a move of the gradient explorer", 150, 9, moving),
+        ("first point, MLP of notebook 01", 1_000, 3, lambda: drawing("mlp_mnist", epochs=50)),
+        ("first point, CNN of notebook 03", 1_000, 3, lambda: drawing("cnn_depth", residual=True)),
+        ("first point, student of notebook 05", 1_000, 3, lambda: drawing("distillation", limit=2_000)),
         ("Stop, MLP of notebook 01", 1_000, 3, lambda: stopping("mlp_mnist", epochs=50)),
         ("Stop, CNN of notebook 03", 1_000, 3, lambda: stopping("cnn_depth", residual=True)),
+        ("Stop, student of notebook 05, at its teacher's answers", 1_000, 3, lambda: stopping("distillation")),
     ]
     wanted = " ".join(sys.argv[1:])
     met = [

@@ -46,3 +46,4 @@ def test_the_sides_can_be_made_and_run(bench):
     bench.usual_loop(few, {"depth": 1, "width": 4}, workers=0)()
     assert bench.moving()() > 0
     assert bench.stopping("mlp_mnist", epochs=2)() >= 0
+    assert bench.drawing("mlp_mnist", epochs=2)() > 0
