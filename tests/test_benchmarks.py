@@ -45,5 +45,5 @@ def test_the_sides_can_be_made_and_run(bench):
         make(model, few)()
     bench.usual_loop(few, {"depth": 1, "width": 4}, workers=0)()
     assert bench.moving()() > 0
-    assert bench.stopping("mlp_mnist", epochs=2)() >= 0
+    assert bench.stopping("mlp_mnist", epochs=5_000)() >= 0
     assert bench.drawing("mlp_mnist", epochs=2)() > 0
