@@ -283,12 +283,15 @@ def in_training(explorer: Watched) -> Iterator[Job]:
     explorer.drawn = threading.Event()
     with tempfile.TemporaryDirectory() as store, in_store(Path(store)):
         job = explorer.train()
-        yield job
-        explorer.stop()
-        job.thread.join()
+        try:
+            yield job
+        finally:  # before its store goes
+            explorer.stop()
+            job.thread.join()
 
 
 def watched(name: str, **settings: object) -> Watched:
+    """An explorer of an experiment at the laptop profile, with nothing to choose but the seed."""
     return Watched(lab.Experiment.load(name, profile="laptop", **settings), {"seed": [0, 1]})
 
 
