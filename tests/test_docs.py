@@ -9,6 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import labutils as lab
+from labutils.notebook.plots import matching
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -23,6 +26,48 @@ SHOWN = {
     "03": "Lines of mean accuracy with bands. Lines: plain from",
     "04": "Lines of mean accuracy with bands. Lines: transfer, all stages from",
     "05": "Lines of mean accuracy with bands. Lines: plain, taught from",
+}
+# Which runs of the bank the rows of the README's tables are about, in their order.
+PLAIN = {"normalization": None, "residual": False}
+DEEP = {"depth": 80, "normalization": None, "init": "default"}
+SKIPPED = DEEP | {"residual": True}
+FIFTY = {"blocks": [5, 6, 8, 5], "width": 16, "zero_init_residual": True}
+FROZEN = {"backbone": "cnn_backbone", "progressive": False}
+TUNED = FROZEN | {"method": "fine_tuning"}
+TAUGHT = {"teacher": "distillation_teacher", "alpha": 0.9, "temperature": 3.0, "shuffled": False}
+MEASURED = {
+    "01": [
+        ("mlp_depth_width", PLAIN | {"depth": 2, "width": 128, "scheduler": None}),
+        ("mlp_depth_width", PLAIN | {"depth": 10, "width": 64, "scheduler": None}),
+        ("mlp_depth_width", PLAIN | {"depth": 40, "scheduler": None}),
+    ],
+    "02": [
+        ("mlp_init", DEEP | {"residual": False}),
+        ("mlp_init", DEEP | {"residual": False, "init": "he"}),
+        ("mlp_init", SKIPPED | {"residual_scale": 1.0}),
+        ("mlp_init", SKIPPED | {"residual_scale": "depth"}),
+    ],
+    "03": [
+        ("cnn_depth", FIFTY | {"residual": False}),
+        ("cnn_depth", FIFTY | {"residual": True}),
+        ("cnn_improved", {"augment": None, "optimizer": "adam", "scheduler": None}),
+        ("cnn_improved", {"averaging": 0.98}),
+        ("cnn_shallow", {}),
+    ],
+    "04": [
+        ("transfer_ladder", FROZEN | {"method": "knn"}),
+        ("transfer_ladder", FROZEN | {"method": "probe"}),
+        ("transfer_ladder", TUNED | {"stages": 1}),
+        ("transfer_ladder", TUNED | {"stages": -1}),
+        ("transfer_ladder", {"backbone": None}),
+    ],
+    "05": [
+        ("distillation_controls", {"teacher": None, "label_smoothing": 0.0}),
+        ("distillation_controls", TAUGHT | {"consistent": False}),
+        ("distillation_controls", TAUGHT | {"consistent": True}),
+        ("distillation_data", {"teacher": None, "per_class": 450}),
+        ("distillation_data", {"teacher": "distillation_teacher", "per_class": 450}),
+    ],
 }
 ANCHOR = re.compile(r'<a id="([^"]*)"></a>')
 ADDRESS = re.compile(r"https?://[^\s)>\]]+")
@@ -132,6 +177,14 @@ def test_the_readme_shows_a_figure_of_each_notebook_as_it_is_committed(path):
     assert picture.read_bytes() == png, "make pictures"
     (said,) = re.findall(rf"!\[([^\]]+)\]\(docs/pictures/{number}\.png\)", README)
     assert set(re.findall(r"\d+\.\d+", said)) <= set(re.findall(r"\d+\.\d+", words)), words
+
+
+@pytest.mark.parametrize("number", MEASURED)
+def test_the_readmes_figures_are_means_of_the_bank(number):
+    section = README.partition(f"\n### {number} · ")[2].partition("\n##")[0]
+    said = re.findall(r"^\| .+ \| (\d+\.\d+ ± \d+\.\d+ %) \| (\d+) \|$", section, re.MULTILINE)
+    banked = [matching(lab.load_results(name), chosen)["test_top1"] for name, chosen in MEASURED[number]]
+    assert [f"{figure} (n = {count})" for figure, count in said] == [lab.percent(found) for found in banked]
 
 
 def test_the_pictures_are_those_that_the_readme_shows_and_small():
