@@ -15,7 +15,7 @@ NATURAL_BOUNDS = {
     "alpha": {0.0, 1.0},
 }
 # Their tables are still to be made.
-PENDING = ("cnn_shallow", "cnn_shallow_ablation", "transfer_optimizers")
+PENDING = ("cnn_shallow", "cnn_shallow_ablation")
 # Chosen by somebody, where they are not the defaults; epochs and batch sizes say how long and how large, not how well.
 CHOSEN = ("lr", "momentum", "weight_decay", "label_smoothing", "averaging", "stage_lr", "head_lr")
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(lab.Training)}
@@ -87,3 +87,24 @@ def test_every_choice_names_what_was_tried(name):
                 continue
             if used and value != DEFAULTS[setting] and value not in NATURAL_BOUNDS.get(setting, ()):
                 assert f"training.{setting}" in named, f"{name}: {setting} = {value} ({training.optimizer})"
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    experiments_of("transfer_optimizers")[::5],
+    ids=lambda one: f"{one.training.optimizer}, {one.transfer.stages}",
+)
+def test_optimizers_are_compared_at_their_best_rates_and_all_neighbours_were_tried(experiment):
+    training, stages = experiment.training, experiment.transfer.stages
+    table = matching(load_results("optimizer_tuning"), {"optimizer": training.optimizer, "stages": stages})
+    reached = {
+        (round(lr, 6), round(lr * factor, 6)): accuracy
+        for lr, factor, accuracy in table[["lr", "head_lr", "validation_top1"]].itertuples(index=False)
+    }
+    backbone, head = training.lr, training.lr * training.head_lr
+    both = [(2.0, 2.0), (0.5, 0.5)]  # the head alone has one rate
+    factors = both if stages == 0 else [(2.0, 1.0), (0.5, 1.0), (1.0, 2.0), (1.0, 0.5)]
+    neighbours = [(round(backbone * one, 6), round(head * other, 6)) for one, other in factors]
+    best = reached[round(backbone, 6), round(head, 6)]
+    assert best == max(reached.values())
+    assert all(reached[neighbour] <= best for neighbour in neighbours)
