@@ -130,45 +130,6 @@ def test_an_import_from_a_layer_above_is_caught(tmp_path, name, source, said):
     assert said in checked.stdout
 
 
-def test_the_readme_gives_the_banks_figures():
-    bank = lab.load_results("mlp_depth_width")
-    plain = bank[(bank["normalization"] == "none") & (bank["scheduler"] == "none")]
-    skips = lab.load_results("mlp_residual").query("depth == 80 and normalization == 'none'")
-    he = lab.load_results("mlp_init")
-    deep = lab.load_results("cnn_depth").query("layers == 50 and width == 16 and zero_init_residual")
-    improved = lab.load_results("cnn_improved").query("epochs == 5")
-    transfers = lab.load_results("transfer_ladder").query("not progressive")
-    started = transfers.query("backbone != 'none'")
-    students = lab.load_results("distillation").query("not residual")
-    few = lab.load_results("distillation_data").query("per_class == 450")
-    for runs in (
-        plain.query("depth == 2 and width == 128"),
-        plain.query("depth == 10 and width == 64"),
-        plain.query("depth == 40"),
-        skips.query("not residual"),
-        he.query("depth == 80 and normalization == 'none' and init == 'he' and not residual"),
-        skips.query("residual and residual_scale == '1.0'"),
-        skips.query("residual and residual_scale == 'depth'"),
-        deep.query("not residual"),
-        deep.query("residual"),
-        improved.query("augment == 'none'"),
-        improved.query("averaging > 0"),
-        lab.load_results("cnn_shallow"),
-        started.query("method == 'knn'"),
-        started.query("method == 'probe'"),
-        started.query("method == 'fine_tuning' and stages == 1"),
-        started.query("method == 'fine_tuning' and stages == -1"),
-        transfers.query("backbone == 'none'"),
-        students.query("teacher == 'none' and label_smoothing == 0"),
-        students.query("alpha == 0.7 and temperature == 3"),
-        students.query("consistent"),
-        few.query("teacher == 'none'"),
-        few.query("teacher != 'none'"),
-    ):
-        assert len(runs) >= 3
-        assert f"{100 * runs['test_top1'].mean():.2f} ± {100 * runs['test_top1'].std():.2f} %" in README
-
-
 DOCUMENTS = ("README.md", "docs/command_line.md", "docs/teaching.md", "data/README.md")
 
 
