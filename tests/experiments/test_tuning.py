@@ -14,8 +14,6 @@ NATURAL_BOUNDS = {
     **{name: {0.0} for name in ("momentum", "weight_decay", "label_smoothing", "averaging")},
     "alpha": {0.0, 1.0},
 }
-# Their tables are still to be made.
-PENDING = ("cnn_shallow", "cnn_shallow_ablation")
 # Chosen by somebody, where they are not the defaults; epochs and batch sizes say how long and how large, not how well.
 CHOSEN = ("lr", "momentum", "weight_decay", "label_smoothing", "averaging", "stage_lr", "head_lr")
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(lab.Training)}
@@ -69,7 +67,7 @@ def test_what_was_tried_is_banked(name):
             assert set(tried) <= found, f"{name}: {entry['table']} lacks {setting} {sorted(set(tried) - found)}"
 
 
-@pytest.mark.parametrize("name", [name for name in config_names() if name not in PENDING])
+@pytest.mark.parametrize("name", config_names())
 def test_every_choice_names_what_was_tried(name):
     """A learning rate that is not the default was chosen by somebody; the config says from what.
 
