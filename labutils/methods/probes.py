@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
@@ -139,10 +141,13 @@ def mean_field_rate(model: MLP) -> float:
     """The rate per layer that mean-field theory predicts for the gradient of an untrained, wide MLP.
 
     A layer's gradient is sent back through the weights' transpose and through those ReLUs that are on, half of them.
-    With independent weights of variance v and n inputs its norm changes by the factor sqrt(n v / 2):
+    With independent weights of variance v / n and n inputs its norm changes by the factor sqrt(v / 2):
 
-    - plain, default (v = 1 / 3n): sqrt(1/6) = 0.408;
-    - plain, he (v = 2 / n): 1, which is what He et al. 2015 ("Delving deep into rectifiers") chose it for;
+    - plain, default (v = 1/3): sqrt(1/6) = 0.408;
+    - plain, he (v = 2): 1, which is what He et al. 2015 ("Delving deep into rectifiers") chose it for;
+    - plain, tanh: sqrt(v E[tanh'(z)^2]), where z is normal with mean 0 and the variance q that the layers leave as it
+      is, q = v E[tanh(z)^2] (Schoenholz et al. 2017, "Deep information propagation"). The default's biases are small
+      and neglected;
     - plain with batch normalization, any initialisation: sqrt(pi / (pi - 1)) = 1.211, for large batches (Yang et al.
       2019, "A mean field theory of batch normalization");
     - residual, x + s relu(Wx): sqrt(1 + s^2 r^2), with r the plain net's rate, if the branch's gradient were
@@ -151,24 +156,38 @@ def mean_field_rate(model: MLP) -> float:
       scale starts at s = 0 and so at exactly 1.
 
     Raises:
-        NotImplementedError: no closed form is known for this kind of net; the message names what is in the way.
+        NotImplementedError: no rate is known here for this kind of net.
     """
-    if model.activation != "relu":
-        raise NotImplementedError(f"no closed form of the rate is known here for activation={model.activation!r}")
-    if model.dropout:
-        raise NotImplementedError(f"no closed form of the rate is known here for dropout={model.dropout}")
-    if model.normalization is not None and (model.residual or model.normalization != "batch"):
-        kind = "residual" if model.residual else "plain"
+    plain = not model.residual and model.normalization is None
+    alone = not model.residual or model.normalization is None
+    known = {"relu": alone and model.normalization in (None, "batch"), "tanh": plain}.get(model.activation, False)
+    if not known or model.dropout:
         raise NotImplementedError(
-            f"no closed form of the rate is known here for a {kind} net with normalization={model.normalization!r}"
+            f"no rate is known here for a {'residual' if model.residual else 'plain'} net with "
+            f"normalization={model.normalization!r}, activation={model.activation!r} and dropout={model.dropout}"
         )
     if model.normalization == "batch":
         return math.sqrt(math.pi / (math.pi - 1))
-    plain = {"default": math.sqrt(1 / 6), "he": 1.0}[model.init]
-    if not model.residual:
-        return plain
+    variance = {"default": 1 / 3, "he": 2.0}.get(model.init, model.init)
+    if model.activation == "tanh":
+        return tanh_rate(variance)
+    if plain:
+        return math.sqrt(variance / 2)
     scale = 0.0 if model.residual_scale == "zero" else initial_scale(model.residual_scale, model.depth)
-    return math.sqrt(1 + scale**2 * plain**2)
+    return math.sqrt(1 + scale**2 * variance / 2)
+
+
+def tanh_rate(variance: float) -> float:
+    """`mean_field_rate` of a plain tanh net whose weights have this variance times the number of inputs."""
+    points, weights = np.polynomial.hermite_e.hermegauss(101)
+    weights /= weights.sum()
+
+    def added(square: float) -> float:
+        return variance * (weights @ np.tanh(math.sqrt(square) * points) ** 2) - square
+
+    # Up to 1 the activations shrink to nothing, where tanh is linear; above 1 they settle at a mean square above 0.
+    square = brentq(added, 1e-12, variance) if variance > 1 + 1e-9 else 0.0
+    return math.sqrt(variance * (weights @ np.cosh(math.sqrt(square) * points) ** -4.0))
 
 
 def lesion_study(model: MLP, split: Split | str, data: ImageData) -> "pd.DataFrame":

@@ -102,6 +102,9 @@ def test_a_rate_is_the_geometric_mean_towards_the_image():
         ({"residual": True, "residual_scale": 0.0}, 1.0, 1e-6),
         ({"residual": True, "residual_scale": "zero"}, 1.0, 1e-6),
         ({"residual": True, "residual_scale": "depth"}, math.sqrt(1 + 1 / 240), 0.01),
+        ({"init": 1.0}, math.sqrt(1 / 2), 0.03),
+        ({"activation": "tanh", "init": 0.5}, math.sqrt(1 / 2), 0.03),
+        ({"activation": "tanh", "init": 4.0}, 1.1673, 0.03),
     ],
 )
 def test_theory_meets_measurement(digits, settings, rate, tolerance):
@@ -123,7 +126,9 @@ def test_unscaled_skips_are_beyond_the_independence_argument(digits):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"activation": "tanh"}, "activation='tanh'"),
+        ({"activation": "gelu"}, "plain net with .* activation='gelu'"),
+        ({"activation": "tanh", "residual": True}, "residual net with .* activation='tanh'"),
+        ({"activation": "tanh", "normalization": "batch"}, "activation='tanh'"),
         ({"dropout": 0.5}, "dropout=0.5"),
         ({"normalization": "layer"}, "plain net with normalization='layer'"),
         ({"normalization": "batch", "residual": True}, "residual net with normalization='batch'"),
