@@ -141,9 +141,13 @@ def test_each_paper_that_a_notebook_cites_is_among_the_references(path):
     (cited,) = re.findall(r"^## References\n(.*)", text_of(path), re.MULTILINE | re.DOTALL)
     papers = [line for line in cited.splitlines() if line.startswith("- ")]
     assert papers
-    known = [(match["authors"].split(",")[0].split()[-1], match["title"][:13]) for match in map(ENTRY.match, ENTRIES)]
+    known = {ADDRESS.search(line)[0]: ENTRY.match(line) for line in ENTRIES}
     for line in papers:
-        assert any(author in line and title.lower() in line.lower() for author, title in known), line
+        entry = known[ADDRESS.search(line)[0]]
+        author = entry["authors"].split(", ")[0].removesuffix(" et al.").split()[-1]
+        assert f"{author} " in line
+        assert entry["year"] in line
+        assert re.search(r"\[(.+)\]", line)[1].lower() in entry["title"].lower(), line
 
 
 def test_each_term_is_explained_in_one_or_two_sentences():
