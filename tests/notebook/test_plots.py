@@ -121,6 +121,14 @@ def test_origin_says_what_results_rest_on(results):
     assert "n = 1 seed;" in plots.origin(results.drop(columns="seed"))
 
 
+def test_a_caption_counts_the_seeds_of_each_label(results):
+    alike = {"every seed": {"width": 16}, "one seed": {"width": 16, "seed": 0}}
+    figure = plots.accuracies(results, alike, metric="test_top1")
+    assert "n = 1 to 3 seeds;" in figure.caption
+    fitted = results.assign(data_seed=results["seed"], seed=0)
+    assert "n = 3 seeds;" in plots.accuracies(fitted, {"fitted heads": {"width": 16}}, metric="test_top1").caption
+
+
 # What all charts share
 
 

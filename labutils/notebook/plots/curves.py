@@ -80,7 +80,7 @@ def accuracy_against(
         SettingError: no run matches a line.
     """
     shown = select(results, lines)
-    figure, ((axis,),) = chart("Lines of mean accuracy with bands", height=4.2, caption=origin(results))
+    figure, ((axis,),) = chart("Lines of mean accuracy with bands", height=4.2, caption=origin(shown))
     axis.set_xscale("log" if logarithmic else "linear")
     draw_lines(axis, shown, x=across, y=metric)
     places = sorted(shown[across].unique())
@@ -101,7 +101,7 @@ def epochs(results: DataFrame, lines: Groups) -> Chart:
         SettingError: no run matches a line.
     """
     shown = select(results, lines)
-    figure, ((left, right),) = chart("Lines over epochs with bands", 1, 2, height=3.9, caption=origin(results))
+    figure, ((left, right),) = chart("Lines over epochs with bands", 1, 2, height=3.9, caption=origin(shown))
     draw_lines(left, shown, x="epoch", y="train_loss")
     draw_lines(right, shown, x="epoch", y="validation_accuracy")
     describe(left, "epoch", "cross-entropy (nats)", title="Training loss", whole="x")

@@ -27,7 +27,7 @@ def accuracies(results: DataFrame, rows: Groups, *, metric: str, lines: Mapping[
         SettingError: no run matches a row.
     """
     shown = select(results, rows, kind="row")
-    figure, ((axis,),) = chart("Points of accuracy", height=1.0 + 0.24 * len(rows), caption=origin(results))
+    figure, ((axis,),) = chart("Points of accuracy", height=1.0 + 0.24 * len(rows), caption=origin(shown))
     colours = {label: kind_colour(label) for label in rows}
     points = {"data": shown, "x": metric, "y": "label", "hue": "label", "palette": colours, "legend": False, "ax": axis}
     sns.stripplot(**points, jitter=False, size=3.5)
@@ -75,11 +75,11 @@ def ladder(results: DataFrame, rungs: Groups) -> Chart:
     Raises:
         SettingError: no run matches a rung.
     """
-    groups = select(results, rungs, kind="rung").groupby("label", sort=False)
+    shown = select(results, rungs, kind="rung")
     shows, height = "Points of accuracy by rung, and against cost", 1.2 + 0.3 * len(rungs)
-    figure, ((left, right),) = chart(shows, 1, 2, height=height, caption=origin(results), width_ratios=(3, 2))
+    figure, ((left, right),) = chart(shows, 1, 2, height=height, caption=origin(shown), width_ratios=(3, 2))
     places = []
-    for number, (_, runs) in enumerate(groups, start=1):
+    for number, (_, runs) in enumerate(shown.groupby("label", sort=False), start=1):
         bar = {"fmt": "o", "color": style.RESIDUAL if runs["residual"].eq(True).all() else style.PLAIN, "capsize": 2}
         accuracy, mirrored, cost = runs["test_top1"], runs["test_flips_top1"], runs["seconds"]
         left.errorbar(accuracy.mean(), number, xerr=accuracy.std(), ms=6, **bar)

@@ -70,13 +70,21 @@ def labelled(tables: Tables) -> DataFrame:
 
 
 def origin(results: DataFrame) -> str:
-    """Where results come from, for captions: data, source, number of seeds, epochs, processor, torch version."""
-    seeds = results["seed"].nunique() if "seed" in results else 1
+    """Where results come from, for captions: data, source, number of seeds, epochs, processor, torch version.
+
+    Of runs with a column `label`, the number of seeds is that of each label: one number, or the least and the greatest.
+    """
+    groups = [runs for _, runs in results.groupby("label")] if "label" in results else [results]
+    # Heads that are found without chance differ in the seed of the validation images instead.
+    counts = {
+        max((runs[name].nunique() for name in ("seed", "data_seed") if name in runs), default=1) for runs in groups
+    }
+    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
 
     def distinct(column: str) -> str:
         return ", ".join(map(str, results[column].unique()))
 
     return (
-        f"{distinct('data')} ({distinct('source')}); n = {seeds} seed{'s' if seeds > 1 else ''}; "
+        f"{distinct('data')} ({distinct('source')}); n = {seeds} seed{'' if seeds == '1' else 's'}; "
         f"{distinct('epochs')} epochs; {distinct('processor')}; torch {distinct('torch')}"
     )
