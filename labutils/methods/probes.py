@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
@@ -179,6 +178,8 @@ def mean_field_rate(model: MLP) -> float:
 
 def tanh_rate(variance: float) -> float:
     """`mean_field_rate` of a plain tanh net whose weights have this variance times the number of inputs."""
+    from scipy.optimize import brentq
+
     points, weights = np.polynomial.hermite_e.hermegauss(101)
     weights /= weights.sum()
 

@@ -92,7 +92,7 @@ def check_ending(arguments, capsys):
     return status
 
 
-@pytest.mark.parametrize(("command", "configs"), [("run", config_names()), ("sweep", ["mlp_narrow", "cnn_depth"])])
+@pytest.mark.parametrize(("command", "configs"), [("run", config_names()), ("sweep", ["mlp_chaos", "cnn_depth"])])
 def test_no_setting_ends_in_a_traceback(capsys, command, configs):
     @SETTLED
     @given(st.sampled_from(configs), given_settings)

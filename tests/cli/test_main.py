@@ -37,7 +37,7 @@ def bank(tmp_path, monkeypatch):
 @pytest.fixture
 def tiny(tmp_path):
     """A config of one's own that is named as one of the course."""
-    path = tmp_path / "mlp_narrow.yaml"
+    path = tmp_path / "mlp_chaos.yaml"
     path.write_text(
         "data: {name: mnist, source: builtin, limit: 100}\nmodel: {kind: mlp, depth: 1, width: 4}\n"
         "training: {epochs: 1}\nmeasurement: {gradients: true}\nsweep: {model.depth: [1, 2]}\n"
@@ -88,7 +88,7 @@ WRONG = [
     (["sweep", "mlp_residual", "--jobs", "0"], ["jobs", "0", "from 1"]),
     (["sweep", "mlp_residual", "--model.normalization", "group"], ["model.normalization", "group", "batch"]),
     (["report", "mlp_mnist"], ["sweep", "mlp_mnist"]),
-    (["report", "mlp_narrow", "--width", "3"], ["--width 3"]),
+    (["report", "mlp_chaos", "--width", "3"], ["--width 3"]),
     (["data", "minst"], ["name", "minst", "mnist"]),
     (["nosuch"], ["nosuch", "doctor"]),
     ([], ["COMMAND"]),
@@ -221,16 +221,16 @@ SAVE = "--save-results"
     [
         ["export", "OWN"],
         ["export", "OWN", "--profile", "laptop"],
-        ["export", "mlp_narrow", "--profile", "smoke"],
+        ["export", "mlp_chaos", "--profile", "smoke"],
         ["export", "OWN", "--as", "cnn_backbone"],
         ["export", "OWN", "--as", "CNN_Backbone"],
         ["export", "OWN", "--as", "../outside"],
         ["sweep", "OWN", SAVE],
         ["sweep", "OWN", "--profile", "laptop", "--save-epochs"],
         ["sweep", "OWN", "--save-gradients"],
-        ["sweep", "mlp_narrow", "--profile", "smoke", SAVE],
-        ["sweep", "mlp_narrow", "--profile", "laptop", SAVE, "--width", "3"],
-        ["sweep", "OWN", SAVE, "--as", "mlp_narrow"],
+        ["sweep", "mlp_chaos", "--profile", "smoke", SAVE],
+        ["sweep", "mlp_chaos", "--profile", "laptop", SAVE, "--width", "3"],
+        ["sweep", "OWN", SAVE, "--as", "mlp_chaos"],
         ["sweep", "OWN", SAVE, "--as", "cnn_depth_epochs"],
         ["sweep", "OWN", SAVE, "--as", ""],
     ],

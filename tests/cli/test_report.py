@@ -44,9 +44,9 @@ def test_resnets_are_reported_by_their_layers(store, tmp_path, monkeypatch):
 
 
 def test_the_store_comes_before_the_bank(store):
-    one, other = lab.grid("mlp_narrow", profile="smoke", epochs=1, limit=100)[:2]
+    one, other = lab.grid("mlp_chaos", profile="smoke", epochs=1, limit=100)[:2]
     lab.run(one, progress=False)
-    found = finished_runs([one, other], "mlp_narrow")
+    found = finished_runs([one, other], "mlp_chaos")
     assert found["epochs"].tolist() == [1]
 
 

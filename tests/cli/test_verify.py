@@ -9,7 +9,7 @@ from labutils.experiments import results
 from labutils.experiments.running import kept_run
 from labutils.notebook.claims import Comparison
 
-SIDES = {"bank": ("mlp_narrow",), "first": {"depth": 1}, "second": {"depth": 2}, "headline": True}
+SIDES = {"bank": ("mlp_chaos",), "first": {"depth": 1}, "second": {"depth": 2}, "headline": True}
 CLAIMS = [
     Comparison("one layer beats two by a point", **SIDES, by=0.01),
     Comparison("one layer beats two, at width 5", **SIDES, where={"width": 5}),
@@ -23,7 +23,7 @@ def bank(tmp_path, monkeypatch):
     """A bank in which one layer is far better than two, and a sweep that has not been run."""
     monkeypatch.setattr(results, "results_folder", lambda: tmp_path)
     experiments = [
-        lab.Experiment.load("mlp_narrow", profile="smoke", depth=depth, width=4, epochs=1, limit=100, seed=seed)
+        lab.Experiment.load("mlp_chaos", profile="smoke", depth=depth, width=4, epochs=1, limit=100, seed=seed)
         for depth in (1, 2)
         for seed in range(3)
     ]
@@ -31,7 +31,7 @@ def bank(tmp_path, monkeypatch):
         {"run": f"{number}"} | results.settings_row(one) | {"test_top1": 0.9 / one.model["depth"], "seconds": 60.0}
         for number, one in enumerate(experiments)
     ]
-    results.save_results("mlp_narrow", results.tabulate(rows))
+    results.save_results("mlp_chaos", results.tabulate(rows))
     monkeypatch.setattr(module, "grid", lambda name, profile: experiments)
     monkeypatch.setattr(module, "read_comparisons", lambda notebook: CLAIMS)
     return experiments

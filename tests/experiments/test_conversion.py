@@ -119,13 +119,13 @@ def test_one_that_differs_in_more_than_new_settings_keeps_its_name(store, earlie
 def test_banked_rows_get_the_names_that_their_runs_have_now(store, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "results_folder", lambda: tmp_path)
     monkeypatch.setattr(conversion, "BANKED_PROFILE", "smoke")
-    monkeypatch.setattr(conversion, "config_names", lambda: ["mlp_narrow"])
-    experiments = lab.grid("mlp_narrow", profile="smoke", epochs=1, seed=0)
+    monkeypatch.setattr(conversion, "config_names", lambda: ["mlp_chaos"])
+    experiments = lab.grid("mlp_chaos", profile="smoke", epochs=1, seed=0, init=1.0, activation="relu")
     monkeypatch.setattr(conversion, "grid", lambda name, profile: experiments)
     table = lab.sweep(experiments, jobs=1, progress=False)
     earlier = table.drop(columns="head_lr").assign(run=["old-1", "old-2"])
     stranger = earlier.iloc[:1].assign(depth=7, run="stranger")
-    results.save_results("mlp_narrow", pd.concat([earlier, stranger]))
-    assert list(convert_bank()) == [("mlp_narrow", "2 runs renamed")]
-    assert lab.load_results("mlp_narrow")["run"].tolist() == [*table["run"], "stranger"]
+    results.save_results("mlp_chaos", pd.concat([earlier, stranger]))
+    assert list(convert_bank()) == [("mlp_chaos", "2 runs renamed")]
+    assert lab.load_results("mlp_chaos")["run"].tolist() == [*table["run"], "stranger"]
     assert list(convert_bank()) == []

@@ -111,7 +111,7 @@ def test_the_bank_of_residual_nets_holds_five_seeds_of_every_cell():
     assert (set(bank["data"]), set(bank["profile"]), set(bank["width"])) == ({"MNIST"}, {"laptop"}, {128})
 
 
-@pytest.mark.parametrize("name", ["mlp_depth_width", "mlp_residual", "mlp_narrow"])
+@pytest.mark.parametrize("name", ["mlp_depth_width", "mlp_residual", "mlp_chaos"])
 def test_every_banked_run_says_where_it_comes_from(name):
     bank = lab.load_results(name)
     assert bank[["data", "source", "profile", "torch", "processor", "date", "version"]].notna().all(axis=None)

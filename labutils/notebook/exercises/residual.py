@@ -306,7 +306,7 @@ def measured_growth(mean: float, square: float) -> tuple[float, float]:
 
 @check
 def check_last_depth(answer: int | None, results: pd.DataFrame) -> Verdict:
-    """Notebook 02, exercise 3: the depth at which a plain net of width 32 stops learning.
+    """Notebook 02, exercise 3: the depth at which plain nets stop learning.
 
     Args:
         answer: the smallest depth of the results at which no seed learns.
