@@ -106,3 +106,10 @@ def test_optimizers_are_compared_at_their_best_rates_and_all_neighbours_were_tri
     best = reached[round(backbone, 6), round(head, 6)]
     assert best == max(reached.values())
     assert all(reached[neighbour] <= best for neighbour in neighbours)
+
+
+@pytest.mark.parametrize(("activation", "edge"), [("relu", 2.0), ("tanh", 1.0)])
+def test_each_activation_has_the_rate_that_did_best_at_its_edge_of_chaos(activation, edge):
+    tried = matching(load_results("chaos_tuning"), {"activation": activation, "init": edge})
+    chosen = {one.training.lr for one in experiments_of("mlp_chaos") if one.model["activation"] == activation}
+    assert chosen == {tried.groupby("lr")["validation_top1"].mean().idxmax()}
