@@ -158,14 +158,14 @@ def mean_field_rate(model: MLP) -> float:
         NotImplementedError: no rate is known here for this kind of net.
     """
     plain = not model.residual and model.normalization is None
-    alone = not model.residual or model.normalization is None
-    known = {"relu": alone and model.normalization in (None, "batch"), "tanh": plain}.get(model.activation, False)
+    normalized = not model.residual and model.normalization == "batch"
+    known = {"relu": normalized or model.normalization is None, "tanh": plain}.get(model.activation, False)
     if not known or model.dropout:
         raise NotImplementedError(
             f"no rate is known here for a {'residual' if model.residual else 'plain'} net with "
             f"normalization={model.normalization!r}, activation={model.activation!r} and dropout={model.dropout}"
         )
-    if model.normalization == "batch":
+    if normalized:
         return math.sqrt(math.pi / (math.pi - 1))
     variance = {"default": 1 / 3, "he": 2.0}.get(model.init, model.init)
     if model.activation == "tanh":
@@ -188,7 +188,7 @@ def tanh_rate(variance: float) -> float:
 
     # Up to 1 the activations shrink to nothing, where tanh is linear; above 1 they settle at a mean square above 0.
     square = brentq(added, 1e-12, variance) if variance > 1 + 1e-9 else 0.0
-    return math.sqrt(variance * (weights @ np.cosh(math.sqrt(square) * points) ** -4.0))
+    return math.sqrt(variance * (weights @ (1 - np.tanh(math.sqrt(square) * points) ** 2) ** 2))
 
 
 def lesion_study(model: MLP, split: Split | str, data: ImageData) -> "pd.DataFrame":
