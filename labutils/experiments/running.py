@@ -212,15 +212,9 @@ def train(
         folder=store.store_root(),
     )
     with mirror, store.store_errors():
-        learn = functools.partial(
-            learn_task,
-            experiment,
-            model,
-            data,
-            callbacks=[*gradient_probes(experiment, data), mirror, *callbacks],
-            checkpoint=store.checkpoint_path(path),
-            progress=progress,
-        )
+        probes = gradient_probes(experiment, data)
+        options = {"checkpoint": store.checkpoint_path(path), "progress": progress}
+        learn = functools.partial(learn_task, experiment, model, data, [*probes, mirror, *callbacks], **options)
         try:
             history = learn()
         except CheckpointError as error:  # damaged, or from before a change to the course
@@ -233,25 +227,21 @@ def train(
 
 
 def learn_task(
-    experiment: Experiment,
-    model: nn.Module,
-    data: ImageData,
-    *,
-    callbacks: Sequence[Callback],
-    checkpoint: Path,
-    progress: bool,
+    experiment: Experiment, model: nn.Module, data: ImageData, callbacks: Sequence[Callback], **options: object
 ) -> History:
-    """Train a model in the way the experiment names: by fit, by fine-tuning, by a fitted head, or with a teacher."""
-    options = {"callbacks": callbacks, "checkpoint": checkpoint, "progress": progress}
+    """Train a model as the experiment says: by fit, by fine-tuning, by a fitted head, or with a teacher.
+
+    The options are those of fit.
+    """
     training, transfer, distillation = experiment.training, experiment.transfer, experiment.distillation
     if transfer.backbone and transfer.method != "fine_tuning":
         return find_head(model, data, transfer, cache=store.outputs_folder())
     if transfer.backbone:
-        return fine_tune(model, data, training, transfer, **options)
+        return fine_tune(model, data, training, transfer, callbacks=callbacks, **options)
     if distillation.teacher:
         teacher = load_teacher(distillation, data, training, cache=store.outputs_folder())
-        return fit(model, data, training, loss=teacher.loss, **options | {"callbacks": [teacher, *callbacks]})
-    return fit(model, data, training, **options)
+        return fit(model, data, training, loss=teacher.loss, callbacks=[teacher, *callbacks], **options)
+    return fit(model, data, training, callbacks=callbacks, **options)
 
 
 def gradient_probes(experiment: Experiment, data: ImageData) -> list[Probe]:

@@ -1,5 +1,7 @@
 """Instruments that look into a network without changing it: gradients, theory, lesions, loss surfaces, maps."""
 
+import copy
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,18 +25,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put a model into training mode inside; afterwards its mode, its buffers and the random state are as before."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    was_training = model.training
-    model.train()
-    try:
-        with kept_random_state(next(model.parameters()).device), torch.enable_grad():
-            yield
-    finally:
-        model.train(was_training)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+def trial(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy of a model in training mode; afterwards the random state is as before."""
+    with kept_random_state(next(model.parameters()).device), torch.enable_grad():
+        yield copy.deepcopy(model).train()
 
 
 def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> "pd.DataFrame":
@@ -55,9 +49,9 @@ def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
     """
     import pandas as pd
 
-    learned = {path: parameter for path, parameter in model.named_parameters() if parameter.requires_grad}
-    with untouched(model):
-        loss = F.cross_entropy(model(images), labels)
+    with trial(model) as net:
+        learned = {path: parameter for path, parameter in net.named_parameters() if parameter.requires_grad}
+        loss = F.cross_entropy(net(images), labels)
         gradients = dict(zip(learned, torch.autograd.grad(loss, list(learned.values())), strict=True))
 
     rows, layer, previous = [], 0, None
@@ -88,14 +82,10 @@ def activation_gradients(model: nn.Module, images: torch.Tensor, labels: torch.T
     import pandas as pd
 
     outputs: list[torch.Tensor] = []
-    hooks = [layer.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for layer in model.layers]
-    try:
-        with untouched(model):
-            loss = F.cross_entropy(model(images), labels)
-            gradients = torch.autograd.grad(loss, outputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with trial(model) as net:
+        for layer in net.layers:
+            layer.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+        gradients = torch.autograd.grad(F.cross_entropy(net(images), labels), outputs)
     # In double precision: squares of the smallest gradients are below what float32 can hold.
     norms = [gradient.cpu().double().norm().item() for gradient in gradients]
     return pd.DataFrame({"layer": range(1, len(norms) + 1), "norm": norms})
@@ -214,12 +204,10 @@ def lesion_study(model: MLP, split: Split | str, data: ImageData) -> "pd.DataFra
     if len(model.layers) < 2:
         raise SettingError("model", model, "a net of two hidden layers or more")
     rows = [{"dropped": 0} | evaluate(model, split, data)]
-    for number, layer in enumerate(model.layers[1:], start=2):
-        hook = layer.register_forward_hook(lambda _, inputs, output: inputs[0])
-        try:
-            rows.append({"dropped": number} | evaluate(model, split, data))
-        finally:
-            hook.remove()
+    for number in range(2, len(model.layers) + 1):
+        lesioned = copy.deepcopy(model)
+        lesioned.layers[number - 1] = nn.Identity()
+        rows.append({"dropped": number} | evaluate(lesioned, split, data))
     return pd.DataFrame(rows)
 
 
@@ -247,8 +235,8 @@ def gradient_correlation(
     check_whole("points", points, 4)
     along = torch.linspace(0, 1, points, device=start.device, dtype=start.dtype).view(-1, *[1] * start.ndim)
     inputs = torch.lerp(start[None], end[None], along).requires_grad_()
-    with untouched(model):
-        (gradients,) = torch.autograd.grad(model(inputs).sum(), inputs)
+    with trial(model) as net:
+        (gradients,) = torch.autograd.grad(net(inputs).sum(), inputs)
     gradients = gradients.flatten(1).cpu().double()
     directions = F.normalize(gradients - gradients.mean(1, keepdim=True), dim=1, eps=0)
     alike = directions @ directions.T
@@ -262,13 +250,7 @@ def gradient_correlation(
 
 @torch.no_grad()
 def loss_surface(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    reach: float = 1.0,
-    points: int = 15,
-    seed: int = 0,
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, reach: float = 1.0, points: int = 15, seed: int = 0
 ) -> "pd.DataFrame":
     """The loss on a plane through a trained model's weights (Li et al. 2018, "Visualizing the loss landscape").
 
@@ -297,24 +279,16 @@ def loss_surface(
     if points % 2 == 0:
         raise SettingError("points", points, "an odd number, so that the model is in the middle")
     generator = torch.Generator().manual_seed(seed)
-    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    middle = [weight.clone() for weight in weights]
-    directions = [[filter_normalised(weight, generator) for weight in weights] for _ in range(2)]
-    was_training = model.training
-    model.eval()
-    rows = []
-    try:
-        for x in torch.linspace(-reach, reach, points).tolist():
-            for y in torch.linspace(-reach, reach, points).tolist():
-                for weight, start, along, across in zip(weights, middle, *directions, strict=True):
-                    weight.copy_(start + x * along + y * across)
-                with autocast(model, images.device, "auto"):
-                    logits = model(images)
-                rows.append({"x": x, "y": y, "loss": F.cross_entropy(logits.float(), labels).item()})
-    finally:
-        for weight, start in zip(weights, middle, strict=True):
-            weight.copy_(start)
-        model.train(was_training)
+    moving = copy.deepcopy(model).eval()
+    weights, middle = ([one for one in net.parameters() if one.ndim > 1] for net in (moving, model))
+    directions = [[filter_normalised(weight, generator) for weight in middle] for _ in range(2)]
+    line, rows = torch.linspace(-reach, reach, points).tolist(), []
+    for x, y in itertools.product(line, line):
+        for weight, start, along, across in zip(weights, middle, *directions, strict=True):
+            weight.copy_(start + x * along + y * across)
+        with autocast(moving, images.device, "auto"):
+            logits = moving(images)
+        rows.append({"x": x, "y": y, "loss": F.cross_entropy(logits.float(), labels).item()})
     return pd.DataFrame(rows)
 
 
@@ -340,12 +314,7 @@ def class_activation_maps(model: ResNet, images: torch.Tensor) -> torch.Tensor:
     Returns:
         (N, classes, H', W'), with the head's bias: a class's mean over the places is its logit.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        maps = model.feature_maps(images)
-    finally:
-        model.train(was_training)
+    maps = copy.deepcopy(model).eval().feature_maps(images)
     return torch.einsum("kf,nfhw->nkhw", model.head.weight, maps) + model.head.bias.view(-1, 1, 1)
 
 

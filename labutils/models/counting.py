@@ -1,5 +1,7 @@
 """What a model costs: parameters, multiply-adds, layers."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -25,14 +27,8 @@ def describe(model: nn.Module, image_shape: tuple[int, int, int] | None = None) 
 
     if image_shape is None:
         image_shape = (model.in_features,) if hasattr(model, "in_features") else (model.in_channels, 32, 32)
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *image_shape, device=device))
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(model).eval()(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     layers = sum(
         isinstance(module, nn.Linear | nn.Conv2d) for name, module in model.named_modules() if ".skip." not in name
     )

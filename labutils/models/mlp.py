@@ -96,19 +96,11 @@ class MLP(nn.Module):
         self.depth, self.width, self.residual, self.normalization = depth, width, residual, normalization
         self.activation, self.init, self.dropout, self.residual_scale = activation, init, dropout, residual_scale
         self.in_features, self.classes = in_features, classes
-        self.layers = nn.Sequential(
-            *(
-                HiddenLayer(
-                    width if number else in_features,
-                    width,
-                    normalization=normalization,
-                    activation=activation,
-                    dropout=dropout,
-                    residual_scale=initial_scale(residual_scale, depth) if residual and number else None,
-                )
-                for number in range(depth)
-            )
-        )
+        kind = {"normalization": normalization, "activation": activation, "dropout": dropout}
+        self.layers = nn.Sequential(HiddenLayer(in_features, width, **kind, residual_scale=None))
+        for _ in range(depth - 1):
+            scale = initial_scale(residual_scale, depth) if residual else None  # where it is learned, each has its own
+            self.layers.append(HiddenLayer(width, width, **kind, residual_scale=scale))
         self.head = nn.Linear(width, classes)
         if init != "default":
             variance = 2.0 if init == "he" else init

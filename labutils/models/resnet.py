@@ -99,24 +99,14 @@ class ResNet(CNN):
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
-        widths = [width * 2**number for number in range(len(blocks))]
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(
-                    *(
-                        BasicBlock(
-                            inputs if number == 0 else outputs,
-                            outputs,
-                            stride=2 if number == 0 and outputs > width else 1,
-                            residual=residual,
-                        )
-                        for number in range(count)
-                    )
-                )
-                for count, inputs, outputs in zip(blocks, [width, *widths], widths, strict=False)
-            )
-        )
-        self.head = nn.Linear(widths[-1], classes)
+        self.stages, inputs = nn.Sequential(), width
+        for number, count in enumerate(blocks):
+            stage, outputs = nn.Sequential(), width * 2**number
+            for stride in [2 if number else 1] + [1] * (count - 1):
+                stage.append(BasicBlock(inputs, outputs, stride, residual=residual))
+                inputs = outputs
+            self.stages.append(stage)
+        self.head = nn.Linear(inputs, classes)
         for module in self.modules():
             if isinstance(module, BasicBlock) and residual and zero_init_residual:
                 nn.init.zeros_(module.norm2.weight)

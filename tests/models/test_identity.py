@@ -21,9 +21,9 @@ SHAPE = (1, 4, 4)
 
 # The course's classes: the version and the digest of the code (see `code_digest`) that the version was given to.
 KNOWN = {
-    lab.MLP: (1, "70d8f4bbdbb4e538"),
-    lab.ResNet: (1, "e3f2ce0e87276422"),
-    lab.ShallowCNN: (2, "283e3401d31a0a59"),
+    lab.MLP: (1, "880d8d98fffa0ec9"),
+    lab.ResNet: (1, "e61837796a6e8e08"),
+    lab.ShallowCNN: (2, "621296afe41a6c72"),
 }
 
 
