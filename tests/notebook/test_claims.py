@@ -142,6 +142,15 @@ def test_a_claim_over_several_settings_holds_if_it_does_in_each(bank):
     assert "in the weakest of 2 cases +0.00 points" in repr(claims)
 
 
+def test_a_claim_about_several_kinds_of_runs_is_tested_for_each(bank):
+    both_widths = TWO_BEAT_ONE | {"first": [{"depth": 2, "width": 8}, {"depth": 2, "width": 4}]}
+    found = Comparison(**both_widths | {"second": {"depth": 1, "width": 4}}).compare()
+    assert [round(each.effect, 6) for each in found] == [0.02, 0]
+    one_is_confounded = both_widths | {"first": [{"depth": 2}, {"depth": 3}], "where": {"width": 4}}
+    with pytest.raises(lab.SettingError, match="its sides differ in lr as well"):
+        Comparison(**one_is_confounded).compare()
+
+
 def test_sides_that_differ_in_what_the_claim_does_not_name_are_refused(bank):
     three_beat_one = TWO_BEAT_ONE | {"first": {"depth": 3}, "where": {"width": 4}}
     with pytest.raises(lab.SettingError, match="two beat one: its sides differ in lr as well"):

@@ -27,7 +27,7 @@ class Comparison:
     Attributes:
         claim: the sentence.
         bank: the tables of data/results that hold the runs.
-        first: settings of the runs whose figure is the larger one.
+        first: settings of the runs whose figure is the larger one; or a list of such, each of which the claim is about.
         second: settings of the others; or the number that the first ones are above.
         where: settings of both.
         over: values of further settings, over all of whose combinations the claim is made.
@@ -40,7 +40,7 @@ class Comparison:
 
     claim: str
     bank: tuple[str, ...]
-    first: Mapping[str, object]
+    first: Mapping[str, object] | Sequence[Mapping[str, object]]
     second: Mapping[str, object] | float
     where: Mapping[str, object] = field(default_factory=dict)
     over: Mapping[str, Sequence] = field(default_factory=dict)
@@ -57,10 +57,11 @@ class Comparison:
 
     def pairs(self) -> Iterator[tuple[dict, dict | float]]:
         """The settings of both sides, for each combination that the claim is made over."""
-        for values in itertools.product(*self.over.values()):
+        firsts = [self.first] if isinstance(self.first, Mapping) else self.first
+        for first, *values in itertools.product(firsts, *self.over.values()):
             shared = {**self.where, **dict(zip(self.over, values, strict=True))}
             second = {**shared, **self.second} if isinstance(self.second, Mapping) else self.second
-            yield {**shared, **self.first}, second
+            yield {**shared, **first}, second
 
     def compare(self, table: pd.DataFrame | None = None) -> list[Difference]:
         """The difference for each pair of sides.
@@ -77,7 +78,7 @@ class Comparison:
             sides = [self.runs(table, first)]
             if isinstance(second, Mapping):
                 sides.append(self.runs(table, second))
-                self.check_factors(*sides)
+                self.check_factors(*sides, named={*first, *second, *self.differ})
             values = [side[self.measured].to_numpy() for side in sides]
             other = values[1] if len(values) == 2 else second
             found.append(difference(values[0], other, by=self.by, within=self.within))
@@ -101,9 +102,8 @@ class Comparison:
             raise SettingError("claim", given, "settings that leave nothing but seeds open")
         return runs
 
-    def check_factors(self, first: pd.DataFrame, second: pd.DataFrame) -> None:
+    def check_factors(self, first: pd.DataFrame, second: pd.DataFrame, *, named: set[str]) -> None:
         """Raise SettingError where two sides differ in settings that the claim does not name."""
-        named = {*self.first, *self.second, *self.differ}
         for start, owner in STARTS.items():
             if start in named and "none" in values_of(first, start) | values_of(second, start):
                 named |= set(inspect.signature(owner).parameters)
