@@ -87,11 +87,13 @@ def test_every_choice_names_what_was_tried(name):
                 assert f"training.{setting}" in named, f"{name}: {setting} = {value} ({training.optimizer})"
 
 
-@pytest.mark.parametrize(
-    "experiment",
-    experiments_of("transfer_optimizers")[::5],
-    ids=lambda one: f"{one.training.optimizer}, {one.transfer.stages}",
-)
+OPTIMIZERS = {  # without the seeds
+    f"{one.training.optimizer}, {one.transfer.stages}, {one.training.epochs}": one
+    for one in experiments_of("transfer_optimizers")
+}
+
+
+@pytest.mark.parametrize("experiment", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_optimizers_are_compared_at_their_best_rates_and_all_neighbours_were_tried(experiment):
     training, stages = experiment.training, experiment.transfer.stages
     table = matching(load_results("optimizer_tuning"), {"optimizer": training.optimizer, "stages": stages})
