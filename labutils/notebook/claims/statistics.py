@@ -29,6 +29,11 @@ class Difference:
     p: float
     counts: tuple[int, ...]
 
+    def in_unit(self, name: str = "points", factor: float = 100.0) -> str:
+        """The effect and its interval, such as "+0.89 points [+0.65, +1.13]", both multiplied by the factor."""
+        effect, low, high = (factor * value for value in (self.effect, self.low, self.high))
+        return f"{effect:+.2f} {name} [{low:+.2f}, {high:+.2f}]"
+
 
 def difference(
     first: Sequence[float], second: Sequence[float] | float, *, by: float = 0.0, within: float | None = None

@@ -121,10 +121,8 @@ def row_of(claim: str, differences: Sequence[Difference], unit: tuple[str, float
     Its p is the largest of all: that a claim about all of several is wrong is no likelier than for any one of them
     (Berger 1982).
     """
-    name, factor = unit
     weakest = max(differences, key=lambda each: (each.p, -each.effect))
-    effect, low, high = (factor * value for value in (weakest.effect, weakest.low, weakest.high))
-    figure = f"{effect:+.2f} {name} [{low:+.2f}, {high:+.2f}]"
+    figure = weakest.in_unit(*unit)
     if len(differences) > 1:
         figure = f"in the weakest of {len(differences)} cases {figure}"
     return Row(claim, figure, f"n = {' and '.join(map(str, weakest.counts))}", weakest.p < SIGNIFICANCE, weakest.p)
