@@ -88,8 +88,7 @@ def test_every_choice_names_what_was_tried(name):
 
 
 OPTIMIZERS = {  # without the seeds
-    f"{one.training.optimizer}, {one.transfer.stages}, {one.training.epochs}": one
-    for one in experiments_of("transfer_optimizers")
+    f"{one.training.optimizer}, {one.transfer.stages}": one for one in experiments_of("transfer_optimizers")
 }
 
 
