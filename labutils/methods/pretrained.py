@@ -1,6 +1,9 @@
 """Trained networks that belong to the course: data/checkpoints, weights with the record of the run they come from."""
 
+import copy
 import json
+import math
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,6 +25,8 @@ def checkpoints_folder() -> Path:
 def save_pretrained(name: str, model: nn.Module, data: ImageData, *, settings: dict[str, dict], metrics: dict) -> Path:
     """Keep a trained network for the course: NAME.safetensors, and NAME.json with its record and checksum.
 
+    What is kept is `rescaled`, and so computes the same.
+
     Args:
         name: of its experiment.
         model: the network.
@@ -39,10 +44,31 @@ def save_pretrained(name: str, model: nn.Module, data: ImageData, *, settings: d
         "classes": data.classes,
         "metrics": metrics,
     }
-    checksum = save_tensors(path, model.state_dict(), record)
+    checksum = save_tensors(path, rescaled(model).state_dict(), record)
     written = json.dumps({"sha256": checksum, **record}, indent=2)
     path.with_suffix(".json").write_text(f"{written}\n", encoding="utf-8")
     return path
+
+
+@torch.no_grad()
+def rescaled(model: nn.Module) -> nn.Module:
+    """A copy that computes the same, in which each layer before a batch normalization is as long as a fresh one.
+
+    The normalization takes any factor out again, so such a layer may become thousands of times as long in training;
+    Muon lengthens all it trains. SGD and Adam then turn it by thousandths of what the same step turns a fresh layer by
+    (van Laarhoven 2017, "L2 regularization versus batch and weight normalization").
+    """
+    copied = copy.deepcopy(model)
+    leaves = [module for module in copied.modules() if not [*module.children()]]
+    for layer, norm in pairwise(leaves):
+        if isinstance(layer, nn.Conv2d | nn.Linear) and isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            fresh = math.sqrt(len(layer.weight) / 3)  # PyTorch draws weights of variance 1 / (3 * inputs)
+            factor = fresh / layer.weight.norm()
+            for tensor in (layer.weight, layer.bias, norm.running_mean):
+                if tensor is not None:
+                    tensor *= factor
+            norm.running_var *= factor**2
+    return copied
 
 
 def load_pretrained(name: str = "cnn_backbone") -> tuple[nn.Module, dict]:

@@ -1,9 +1,13 @@
 """The course's networks: kept, loaded, and refused where they are not what their record says."""
 
+import copy
 import json
+import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import labutils as lab
 from labutils.methods import pretrained
@@ -19,7 +23,7 @@ def test_a_network_comes_back_with_its_weights_and_record(backbone, folder, pret
     model, record = lab.load_pretrained("small")
     assert not model.training
     assert repr(model) == repr(backbone)
-    kept = backbone.state_dict()
+    kept = pretrained.rescaled(backbone).state_dict()
     assert all(torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items())
     settings = pretraining.settings()
     assert record["settings"] == json.loads(
@@ -81,3 +85,56 @@ def test_the_networks_that_the_course_ships_are_whole(name):
     model, record = lab.load_pretrained(name)
     assert model.head.out_features == len(record["classes"])
     assert 0.8 < record["metrics"]["validation_top1"] <= 1
+
+
+NETWORKS = {  # and how many layers of each stand before a batch normalization
+    "residual": (lambda: lab.ResNet([1, 2, 1, 1], width=4), 14),
+    "plain": (lambda: lab.ResNet([1, 1, 1, 1], width=4, residual=False), 9),
+    "shallow": (lambda: lab.ShallowCNN([4, 8, 8]), 8),
+    "shallow, whole batches": (lambda: lab.ShallowCNN([4, 8, 8], ghost=False), 8),
+    "MLP": (lambda: lab.MLP(3, 8, normalization="batch", in_features=3 * 32 * 32), 3),
+    "MLP, layer normalization": (lambda: lab.MLP(3, 8, normalization="layer", in_features=3 * 32 * 32), 0),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@settings(max_examples=5)
+@given(seed=st.integers(0, 2**31), powers=st.integers(0, 4))
+def test_a_rescaled_network_answers_as_before_with_layers_of_the_length_of_fresh_ones(name, seed, powers):
+    torch.manual_seed(seed)
+    make, normalised = NETWORKS[name]
+    images = torch.randn(128, 3, 32, 32)
+    lengthened = make()
+    with torch.no_grad():
+        for parameter in lengthened.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        if normalised:  # what no normalization follows would change the answers
+            for layer in [each for each in lengthened.modules() if each is not lengthened.head]:
+                if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and layer.weight.requires_grad:
+                    layer.weight *= 10**powers
+                    if layer.bias is not None:
+                        layer.bias *= 10**powers
+        for norm in lengthened.modules():
+            norm.momentum = 1  # the running statistics are the last batch's
+        lengthened.train()(images)
+    lengthened.eval()
+    before = copy.deepcopy(lengthened.state_dict())
+    found = pretrained.rescaled(lengthened)
+    with torch.no_grad():
+        torch.testing.assert_close(found(images), lengthened(images), rtol=1e-2, atol=1e-2)
+    assert all(torch.equal(before[key], tensor) for key, tensor in lengthened.state_dict().items())
+    weights = {key: weight for key, weight in found.state_dict().items() if key.endswith("weight") and weight.ndim > 1}
+    changed = [weight for key, weight in weights.items() if not torch.equal(weight, before[key])]
+    assert len(changed) == normalised
+    for weight in changed:
+        assert weight.norm().item() == pytest.approx(math.sqrt(len(weight) / 3), rel=1e-4)
+
+
+def test_the_rescaled_backbone_is_the_backbone_with_shorter_filters():
+    long, record = lab.load_pretrained("cnn_backbone")
+    short, other = lab.load_pretrained("cnn_backbone_rescaled")
+    assert {**record, "sha256": None} == {**other, "sha256": None}
+    images = torch.randn(64, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(short(images), long(images), rtol=1e-3, atol=1e-2)
+    assert long.stages[0][0].conv1.weight.norm() > 1000 * short.stages[0][0].conv1.weight.norm()
