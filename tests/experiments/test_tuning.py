@@ -88,23 +88,25 @@ def test_every_choice_names_what_was_tried(name):
 
 
 OPTIMIZERS = {  # without the seeds
-    f"{one.training.optimizer}, {one.transfer.stages}": one for one in experiments_of("transfer_optimizers")
+    f"{one.training.optimizer}, {one.transfer.stages}, {one.training.epochs} epochs, {one.transfer.backbone}": one
+    for one in experiments_of("transfer_optimizers")
 }
 
 
 @pytest.mark.parametrize("experiment", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_optimizers_are_compared_at_their_best_rates_and_all_neighbours_were_tried(experiment):
-    training, stages = experiment.training, experiment.transfer.stages
-    table = matching(load_results("optimizer_tuning"), {"optimizer": training.optimizer, "stages": stages})
+    training, stages, backbone = experiment.training, experiment.transfer.stages, experiment.transfer.backbone
+    kind = {"optimizer": training.optimizer, "stages": stages, "backbone": backbone}
+    table = matching(load_results("optimizer_tuning"), kind)
     reached = {
         (round(lr, 6), round(lr * factor, 6)): accuracy
         for lr, factor, accuracy in table[["lr", "head_lr", "validation_top1"]].itertuples(index=False)
     }
-    backbone, head = training.lr, training.lr * training.head_lr
+    rates = training.lr, training.lr * training.head_lr  # the backbone's and the head's
     both = [(2.0, 2.0), (0.5, 0.5)]  # the head alone has one rate
     factors = both if stages == 0 else [(2.0, 1.0), (0.5, 1.0), (1.0, 2.0), (1.0, 0.5)]
-    neighbours = [(round(backbone * one, 6), round(head * other, 6)) for one, other in factors]
-    best = reached[round(backbone, 6), round(head, 6)]
+    neighbours = [(round(rates[0] * one, 6), round(rates[1] * other, 6)) for one, other in factors]
+    best = reached[round(rates[0], 6), round(rates[1], 6)]
     assert best == max(reached.values())
     assert all(reached[neighbour] <= best for neighbour in neighbours)
 
