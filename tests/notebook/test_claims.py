@@ -139,7 +139,7 @@ def test_a_claim_over_several_settings_holds_if_it_does_in_each(bank):
     claims.add_comparison(everywhere)
     claims.add_comparison(Comparison(**TWO_BEAT_ONE, over={"width": [8]}))
     assert claims.judged()["holds"].tolist() == [False, True]
-    assert "in the weakest of 2 cases +0.00 points" in repr(claims)
+    assert "in the least certain of 2 cases +0.00 points" in repr(claims)
 
 
 def test_a_claim_about_several_kinds_of_runs_is_tested_for_each(bank):

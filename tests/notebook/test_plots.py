@@ -138,7 +138,7 @@ def test_a_chart_shows_itself_at_its_logical_width_and_in_words():
     assert figure.alt == (
         "Lines of loss and accuracy over the epochs. Panels: Loss; Accuracy. "
         "Lines: Accuracy, validation from 35.0% to 80.0%; Accuracy, training from 30.0% to 90.0%. "
-        'Axes: epoch; cross-entropy (nats); accuracy (%). some "digits".'
+        'Axes: epoch; loss (nats); accuracy (%). some "digits".'
     )
     png = base64.b64encode(figure.png()).decode()
     alt = figure.alt.replace('"', "&quot;")

@@ -116,16 +116,16 @@ class Claims:
 
 
 def row_of(claim: str, differences: Sequence[Difference], unit: tuple[str, float]) -> Row:
-    """A claim about one difference or several, all of which must be as it says: the weakest one is given.
+    """A claim about one difference or several, all of which must be as it says: the least certain one is given.
 
     Its p is the largest of all: that a claim about all of several is wrong is no likelier than for any one of them
     (Berger 1982).
     """
-    weakest = max(differences, key=lambda each: (each.p, -each.effect))
-    figure = weakest.in_unit(*unit)
+    judged = max(differences, key=lambda each: (each.p, -each.effect))
+    figure = judged.in_unit(*unit)
     if len(differences) > 1:
-        figure = f"in the weakest of {len(differences)} cases {figure}"
-    return Row(claim, figure, f"n = {' and '.join(map(str, weakest.counts))}", weakest.p < SIGNIFICANCE, weakest.p)
+        figure = f"in the least certain of {len(differences)} cases {figure}"
+    return Row(claim, figure, f"n = {' and '.join(map(str, judged.counts))}", judged.p < SIGNIFICANCE, judged.p)
 
 
 def p_value(p: float) -> str:

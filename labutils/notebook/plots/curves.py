@@ -104,7 +104,7 @@ def epochs(results: DataFrame, lines: Groups) -> Chart:
     figure, ((left, right),) = chart("Lines over epochs with bands", 1, 2, height=3.9, caption=origin(shown))
     draw_lines(left, shown, x="epoch", y="train_loss")
     draw_lines(right, shown, x="epoch", y="validation_accuracy")
-    describe(left, "epoch", "cross-entropy (nats)", title="Training loss", whole="x")
+    describe(left, "epoch", "loss (nats)", title="Training loss", whole="x")
     describe(right, "epoch", "accuracy (%)", title="Validation accuracy", percent="y", whole="x")
     return figure
 

@@ -62,7 +62,7 @@ def history(histories: Tables | DataFrame, *, caption: str = "") -> Chart:
                 if part == "validation" or not name:
                     ends[axis][label] = drawn
     span = (0, 1.02 * max([1, *(frame["epoch"].max() for frame in histories.values())]))  # from a first step on
-    describe(left, "epoch", "cross-entropy (nats)", title="Loss", whole="x", xlim=span)
+    describe(left, "epoch", "loss (nats)", title="Loss", whole="x", xlim=span)
     left.ticklabel_format(axis="y", scilimits=(-2, 3))  # the labels of a diverging loss, too, fit beside the axis
     describe(right, "epoch", "accuracy (%)", title="Accuracy", percent="y", whole="x", xlim=span)
     if named:
