@@ -1,4 +1,3 @@
-import copy
 import shutil
 
 import pytest
@@ -37,8 +36,8 @@ def small(pretraining, shapes, tmp_path_factory):
 
 @pytest.fixture
 def backbone(small, store, tmp_path, monkeypatch) -> lab.ResNet:
-    """The network that is called "small", in a folder of its own."""
+    """The network that is called "small", as it is kept, in a folder of its own."""
     model, folder = small
     shutil.copytree(folder, tmp_path / "checkpoints")
     monkeypatch.setattr(pretrained, "checkpoints_folder", lambda: tmp_path / "checkpoints")
-    return copy.deepcopy(model)
+    return pretrained.rescaled(model)
