@@ -52,11 +52,16 @@ def save_pretrained(name: str, model: nn.Module, data: ImageData, *, settings: d
 
 @torch.no_grad()
 def rescaled(model: nn.Module) -> nn.Module:
-    """A copy that computes the same, in which each layer before a batch normalization is as long as a fresh one.
+    """A copy that answers the same, whose layers before batch normalizations have an untrained layer's norm.
 
-    The normalization takes any factor out again, so such a layer may become thousands of times as long in training;
-    Muon lengthens all it trains. SGD and Adam then turn it by thousandths of what the same step turns a fresh layer by
-    (van Laarhoven 2017, "L2 regularization versus batch and weight normalization").
+    The normalization takes any factor k out again (but for eps), so such a layer's norm may grow in training, by Muon
+    to thousands of times what it was, a stem's to millions. Then Adam turns the layer 1/k as far, and SGD, whose
+    gradient shrinks as well, 1/k² as far (van Laarhoven 2017, "L2 regularization versus batch and weight
+    normalization").
+
+    Args:
+        model: one whose modules stand in the order in which they are applied, so that such a layer's normalization is
+            the next of them, as in the course's models; max pooling may come between.
     """
     copied = copy.deepcopy(model)
     leaves = [module for module in copied.modules() if not [*module.children()]]

@@ -95,9 +95,9 @@ class Muon(torch.optim.Optimizer):
 
     A gradient by a layer's weights is mostly made of a few directions. Orthogonal, a step goes as far in each of them,
     the rare ones too. Its length no longer depends on the gradient's; it is a share of the weights' own length, as in
-    LARS (You et al. 2017), because before a normalization that is all that counts. Without weight decay the weights grow
-    step by step, over tens of epochs to thousands of times their first length. A convolution's weights count as a matrix
-    with a row for each output channel.
+    LARS (You et al. 2017), because before a normalization that is all that counts. Without weight decay the weights
+    grow step by step, over tens of epochs to thousands of times their first length. A convolution's weights count as a
+    matrix with a row for each output channel.
 
     Args:
         hidden: weights of hidden layers, with two dimensions or more.
