@@ -348,6 +348,7 @@ def test_the_readme_shows_an_explorer_in_training_as_it_is(jupyter, folder, brow
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
         expect(page.locator("body")).to_have_attribute("data-jp-theme-light", str(theme == "light").lower())
+        expect(page.locator("#jupyterlab-splash")).to_have_count(0)  # which JupyterLab shows while it changes the theme
         png = explorer.screenshot()
         offered = " | ".join(explorer.locator(".label, button, summary").all_inner_texts())
         path = ROOT / "docs" / "pictures" / f"explorer_{theme}.png"
