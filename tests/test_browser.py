@@ -179,7 +179,8 @@ def copy_the_code(explorer):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     explorer.get_by_text("Copy the code").press("Enter")
     expect(explorer.get_by_text("Copied")).to_be_visible()
-    assert page.evaluate("navigator.clipboard.readText()") == explorer.locator("pre").text_content()
+    copied = "async code => await navigator.clipboard.readText() === code"  # which may take a moment
+    page.wait_for_function(copied, arg=explorer.locator("pre").text_content())
 
 
 def reset(explorer):

@@ -456,10 +456,13 @@ def test_growth_reports_a_resumed_training_with_the_epochs_before():
     growth.after_step(state(1.5, 1.0, [first]))
     assert frames[-1]["epoch"].tolist() == [1, 1.5]
     assert frames[-1]["train_loss"].tolist() == [2, 1]
+    growth.due = 0
     growth.after_epoch(state(2.0, 1.0, [first, first | {"epoch": 2}]))
     assert frames[-1]["epoch"].tolist() == [1, 2]
     assert frames[-1]["validation_accuracy"].tolist() == [0.4, 0.4]
     assert growth.epochs == 2
+    growth.after_step(state(2.1, 0.1, [first, first | {"epoch": 2}]))
+    assert len(frames) == 2  # one step's loss is no point of the curve
 
 
 def test_growth_reports_rarely_but_loses_no_loss(monkeypatch):

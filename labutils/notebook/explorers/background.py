@@ -65,6 +65,7 @@ class Growth(Callback):
         self.points.clear()
         self.losses.clear()
         self.report(self)
+        self.due = time.perf_counter() + REDRAW_S  # the loss of a step or two would be a point far from the curve
 
     @property
     def frame(self) -> pd.DataFrame:
