@@ -179,8 +179,13 @@ def copy_the_code(explorer):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     explorer.get_by_text("Copy the code").press("Enter")
     expect(explorer.get_by_text("Copied")).to_be_visible()
-    copied = "async code => await navigator.clipboard.readText() === code"  # which may take a moment
-    page.wait_for_function(copied, arg=explorer.locator("pre").text_content())
+    code = explorer.locator("pre").text_content()
+    for _ in range(100):  # the copy may take a moment
+        copied = page.evaluate("navigator.clipboard.readText()")
+        if copied == code:
+            break
+        page.wait_for_timeout(50)
+    assert copied == code
 
 
 def reset(explorer):

@@ -100,7 +100,7 @@ NETWORKS = {  # and how many layers of each stand before a batch normalization
 @pytest.mark.parametrize("name", NETWORKS)
 @settings(max_examples=3)
 @given(seed=st.integers(0, 2**31), powers=st.integers(0, 4))
-def test_a_rescaled_network_answers_as_before_with_layers_of_the_length_of_fresh_ones(name, seed, powers):
+def test_a_rescaled_network_answers_as_before_with_layers_of_untrained_norm(name, seed, powers):
     torch.manual_seed(seed)
     make, normalised = NETWORKS[name]
     images = torch.randn(64, 3, 32, 32)
@@ -130,7 +130,7 @@ def test_a_rescaled_network_answers_as_before_with_layers_of_the_length_of_fresh
         assert weight.norm().item() == pytest.approx(math.sqrt(len(weight) / 3), rel=1e-4)
 
 
-def test_the_rescaled_backbone_is_the_backbone_with_shorter_filters():
+def test_the_rescaled_backbone_is_the_backbone_with_smaller_filters():
     long, record = lab.load_pretrained("cnn_backbone")
     short, other = lab.load_pretrained("cnn_backbone_rescaled")
     assert {**record, "sha256": None} == {**other, "sha256": None}
