@@ -47,7 +47,7 @@ from labutils.data.loading import CHUNK
 from labutils.experiments.provenance import provenance
 from labutils.methods.distillation import Distillation, Teacher
 from labutils.notebook.explorers.background import Job
-from labutils.training.device import autocast, prepare
+from labutils.training.numerics import autocast, prepare
 
 SMALLEST = {"depth": 1, "width": 32}  # of the course's MLPs
 TYPICAL = {"depth": 5, "width": 64}  # the one that notebook 01 trains

@@ -15,7 +15,7 @@ from labutils.data.loading import find_device
 from labutils.experiments import sweeps
 from labutils.methods.distillation import Distillation, Teacher, cached_answer, consistent_answer, mean_entropy
 from labutils.training import OutOfMemory
-from labutils.training.device import autocast, has_native_bf16, prepare, seeded
+from labutils.training.numerics import autocast, has_native_bf16, prepare, seeded
 
 GPU = find_device()
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from labutils.data import archives
 from labutils.data.loading import NAMES, data_root, find_device
 from labutils.experiments.provenance import processor_name
 from labutils.experiments.store import store_root
-from labutils.training.device import has_native_bf16
+from labutils.training.numerics import has_native_bf16
 
 KERNEL = "labutils"
 NEEDED_DISK_GB = 2

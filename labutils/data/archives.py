@@ -218,7 +218,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
     for url in urls:
         for _ in range(ATTEMPTS):
             try:
-                transfer(url, path)
+                download_file(url, path)
             except (OSError, ValueError, http.client.HTTPException) as error:  # no answer, or no such address
                 failures.append(f"{url}: {error}")
                 break
@@ -229,7 +229,7 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
     raise DownloadError(f"{path.name} could not be downloaded:\n  " + "\n  ".join(failures))
 
 
-def transfer(url: str, path: Path) -> None:
+def download_file(url: str, path: Path) -> None:
     """Copy what an address gives into a file, with a progress bar."""
     from tqdm.auto import tqdm
 

@@ -1,8 +1,6 @@
 """What was kept before a change of the course, taken over under the names it has now.
 
-Two changes are known. Settings that did not exist when a run was trained have their defaults in its identity now. And
-format 2 named a run by its data's title and the settings that were not defaults, had `gradients` and `six_views` among
-the settings of tracking, and wrote no checksums; what concerns it can go once nobody has such runs any more.
+Settings that did not exist when a run was trained have their defaults in its identity now.
 """
 
 import functools
@@ -27,7 +25,6 @@ from labutils.experiments.results import (
 from labutils.experiments.running import build_for, identify, load_experiment_data, run_name
 from labutils.experiments.settings import SECTIONS, Experiment, from_settings, grid, run_identity
 
-MOVED = ("gradients", "six_views")  # from tracking to measurement, since format 2
 BANKED_PROFILE = "laptop"
 
 
@@ -52,31 +49,23 @@ def convert_run(folder: Path) -> Path:
     """Write a run anew under its name of today, and remove the old folder; the new one.
 
     Raises:
-        SettingError: it was trained on other data than are here, or by other code or settings than it could be today.
+        SettingError: its settings are not allowed today.
         OSError, ValueError, KeyError, TypeError: it can't be read, or its weights fit no model of today.
     """
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     settings = {section: read_yaml(folder / "experiment.yaml")[1].get(section, {}) for section in SECTIONS}
-    former = not (folder / store.SUMS).exists()
-    if former:
-        moved = {name: settings["tracking"].pop(name) for name in MOVED if name in settings["tracking"]}
-        settings["measurement"] = moved | settings["measurement"]
     experiment = from_settings(settings, name=metrics["experiment"], profile=metrics["profile"])
     data = load_experiment_data(experiment)
     identity = identify(experiment, data)
-    if not former:
-        store.check_sums(folder)
-        used = {section: values for section, values in settings.items() if values}
-        if metrics["identity"] == identity or metrics["identity"] != run_identity(used, data):
-            return folder  # named as it should be, or a student's own, or of other data or code
-    elif data.title != metrics["data"]:
-        raise SettingError("data", metrics["data"], f"{data.title}, which is what is here")
+    store.check_sums(folder)
+    used = {section: values for section, values in settings.items() if values}
+    if metrics["identity"] == identity or metrics["identity"] != run_identity(used, data):
+        return folder  # named as it should be, or a student's own, or of other data or code
     history = store.read_history(folder / "history.csv")
     history.stopped_early = metrics["stopped_early"]
     if (folder / "gradients.csv").exists():
         history.probed = [rows for _, rows in pd.read_csv(folder / "gradients.csv").groupby("epoch")]
     metrics = metrics | {"identity": identity}
-    metrics.pop("trained_together", None)
     build = functools.partial(build_for, experiment, data)
     load_model = functools.partial(store.read_model, folder / store.WEIGHTS, build, keep=True)
     run = store.Run(experiment, history, metrics, store.run_path(identity), load_model)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from labutils.training.device import cpu_capabilities
+from labutils.training.numerics import cpu_capabilities
 
 PROCESSORS = Path("/proc/cpuinfo")  # Linux's description of them
 

@@ -27,10 +27,10 @@ from labutils.models.counting import describe
 from labutils.models.identity import model_identity
 from labutils.training.callbacks import Callback, Probe
 from labutils.training.checkpoints import CheckpointError
-from labutils.training.device import seeded
 from labutils.training.evaluation import evaluate
 from labutils.training.history import History
 from labutils.training.loop import fit
+from labutils.training.numerics import seeded
 
 PROBE_IMAGES = 512  # of the training split, whose gradients are measured
 
@@ -165,7 +165,8 @@ def enumerate_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 def build_for(experiment: Experiment, data: ImageData, model: ModelClass | None = None) -> nn.Module:
     """An experiment's model, fitting its data, as it is before training: random, or pretrained as its transfer says."""
     if experiment.transfer.backbone:
-        return pretrained_model(experiment.transfer, experiment.model, data, cache=store.outputs_folder())
+        wanted = {"precision": experiment.training.precision, "cache": store.outputs_folder()}
+        return pretrained_model(experiment.transfer, experiment.model, data, **wanted)
     if model is None:
         return build_model(**experiment.model, image_shape=data.image_shape, classes=len(data.classes))
     sizes = {
@@ -214,13 +215,15 @@ def train(
     with mirror, store.store_errors():
         probes = gradient_probes(experiment, data)
         options = {"checkpoint": store.checkpoint_path(path), "progress": progress}
-        learn = functools.partial(learn_task, experiment, model, data, [*probes, mirror, *callbacks], **options)
+        learn = functools.partial(learn_task, experiment, data=data, callbacks=[*probes, mirror, *callbacks], **options)
         try:
-            history = learn()
+            history = learn(model)
         except CheckpointError as error:  # damaged, or from before a change to the course
+            if not store.remove_checkpoints(path):  # it is a network that the experiment starts or learns from
+                raise
             warnings.warn(f"{error}; the run is trained from its beginning", DamagedRun, stacklevel=3)
-            store.remove_checkpoints(path)
-            history = learn()
+            model = untrained(experiment, data, build)  # an earlier phase may have changed the first one
+            history = learn(model)
         metrics = {"identity": identity, **measure(model, data, experiment, history)}
         mirror.finish(metrics)
     return Run(experiment, history, metrics, None if history.interrupted else path, lambda: model)
@@ -235,7 +238,7 @@ def learn_task(
     """
     training, transfer, distillation = experiment.training, experiment.transfer, experiment.distillation
     if transfer.backbone and transfer.method != "fine_tuning":
-        return find_head(model, data, transfer, cache=store.outputs_folder())
+        return find_head(model, data, transfer, precision=training.precision, cache=store.outputs_folder())
     if transfer.backbone:
         return fine_tune(model, data, training, transfer, callbacks=callbacks, **options)
     if distillation.teacher:

@@ -109,7 +109,8 @@ class Experiment:
             name_or_path: a config of the course, such as "mlp_mnist", or the path of a YAML file.
             profile: smoke, laptop or full; without it $LABUTILS_PROFILE, else laptop.
             overrides: settings to change: nested (model={"depth": 3}), dotted (**{"model.depth": 3}) or bare
-                (depth=3; of several sections that have the name, the first of SECTIONS is meant).
+                (depth=3; of several sections that have the name, the first of SECTIONS is meant). Another kind of model
+                starts from its own defaults.
 
         Raises:
             SettingError: no such file, profile or setting, or a value that is not allowed.
@@ -118,9 +119,7 @@ class Experiment:
 
     def override(self, **overrides) -> "Experiment":
         """The same experiment with other settings, given as in `load`."""
-        kind = overrides.get("model.kind", self.model["kind"])
-        settings = merge(self.settings(), expand(overrides, known_settings(kind)))
-        return from_settings(settings, name=self.name, profile=self.profile)
+        return from_settings(overridden(self.settings(), overrides), name=self.name, profile=self.profile)
 
     def settings(self) -> dict[str, dict]:
         """The settings as plain values, by section; without those of a transfer or a distillation from nothing."""
@@ -273,10 +272,9 @@ def read_config(name_or_path: str | Path, profile: str | None, overrides: Mappin
     sweep = changes.pop("sweep", contents.get("sweep") or {})
 
     settings = {section: section_of(contents, section) for section in SECTIONS}
-    kind = section_of(changes, "model").get("kind", settings["model"].get("kind"))
-    known = known_settings(overrides.get("model.kind", kind))
+    settings = expand(settings, known_settings(settings["model"].get("kind")))
     for layer in (changes, overrides):
-        settings = merge(expand(settings, known), expand(layer, known))
+        settings = overridden(settings, layer)
     return from_settings(settings, name=path.stem, profile=profile), sweep
 
 
@@ -395,9 +393,13 @@ def flatten(settings: Mapping) -> dict[str, object]:
     return flat
 
 
-def merge(settings: Mapping[str, Mapping], changes: Mapping[str, Mapping]) -> dict[str, dict]:
-    """Settings by section, with changes on top."""
-    return {section: {**settings.get(section, {}), **changes.get(section, {})} for section in SECTIONS}
+def overridden(settings: Mapping[str, Mapping], overrides: Mapping) -> dict[str, dict]:
+    """Settings by section with overrides, nested, dotted or bare, on top; another kind of model keeps none of them."""
+    old, given = settings["model"].get("kind"), flatten(overrides)
+    kind = given.get("model.kind", given.get("kind", old))
+    kept = settings if kind == old else {**settings, "model": {}}
+    changes = expand(overrides, known_settings(kind))
+    return {section: {**kept.get(section, {}), **changes.get(section, {})} for section in SECTIONS}
 
 
 @contextmanager

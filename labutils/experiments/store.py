@@ -122,13 +122,15 @@ def checkpoint_path(path: Path) -> Path:
     return path.parent / ".checkpoints" / f"{path.name}.safetensors"
 
 
-def remove_checkpoints(path: Path) -> None:
-    """Forget where a run stands; a fine-tuning in phases has a checkpoint for each."""
-    for checkpoint in checkpoint_path(path).parent.glob(f"{path.name}*.safetensors"):
+def remove_checkpoints(path: Path) -> bool:
+    """Forget where a run stands, of a fine-tuning each phase's checkpoint; whether there was anything to forget."""
+    checkpoints = list(checkpoint_path(path).parent.glob(f"{path.name}*.safetensors"))
+    for checkpoint in checkpoints:
         if checkpoint.is_dir():
             shutil.rmtree(checkpoint)
         else:
             checkpoint.unlink(missing_ok=True)
+    return bool(checkpoints)
 
 
 def lock(path: Path) -> "FileLock":

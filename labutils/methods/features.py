@@ -14,8 +14,8 @@ from labutils.errors import SettingError, check_finite
 from labutils.files import identity, tensors_digest
 from labutils.models.identity import model_identity
 from labutils.training.checkpoints import CheckpointError, load_tensors, save_tensors
-from labutils.training.device import wait_for
 from labutils.training.evaluation import accuracies, outputs
+from labutils.training.numerics import wait_for
 
 Features = tuple[torch.Tensor, torch.Tensor]  # (N, F), and their labels (N,)
 

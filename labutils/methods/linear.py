@@ -9,8 +9,8 @@ from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 from labutils.errors import SettingError, check_number
 from labutils.methods.features import Features, check_features, score
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # the values of C that are tried first
-SMALLEST_PENALTY, LARGEST_PENALTY = 1e-8, 1e8
+FIRST_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # the values of C that are tried first
+SMALLEST_C, LARGEST_C = 1e-8, 1e8
 TURNS = 300  # of L-BFGS at most
 TOLERANCE = 1e-5  # of the objective's gradient
 
@@ -92,10 +92,10 @@ def linear_head(
     return head
 
 
-def best_penalty(fit_head: Callable[..., nn.Linear], train: Features, validation: Features | None) -> float:
+def best_c(fit_head: Callable[..., nn.Linear], train: Features, validation: Features | None) -> float:
     """The C whose head classifies most validation features correctly; of several such, the smallest.
 
-    PENALTIES are tried first. While the best of all that were tried is the smallest or the largest of them, the next
+    FIRST_C are tried first. While the best of all that were tried is the smallest or the largest of them, the next
     power of ten is tried too: the best of a grid may lie beyond its edge.
 
     Raises:
@@ -104,10 +104,10 @@ def best_penalty(fit_head: Callable[..., nn.Linear], train: Features, validation
     if validation is None:
         raise SettingError("C", None, "a number above 0, because there is no validation split to choose it by")
     found: dict[float, float] = {}
-    wanted = list(PENALTIES)
+    wanted = list(FIRST_C)
     while wanted:
         found |= {C: score(fit_head(train, C=C), validation)["top1"] for C in wanted}
         best = max(sorted(found), key=found.get)
         beyond = {min(found): min(found) / 10, max(found): max(found) * 10}.get(best)
-        wanted = [beyond] if beyond and SMALLEST_PENALTY <= beyond <= LARGEST_PENALTY else []
+        wanted = [beyond] if beyond and SMALLEST_C <= beyond <= LARGEST_C else []
     return best

@@ -17,8 +17,8 @@ from labutils.data.loading import ImageData, Split
 from labutils.errors import SettingError, check_number, check_whole
 from labutils.models.mlp import MLP, initial_scale
 from labutils.models.resnet import ResNet
-from labutils.training.device import autocast, kept_random_state
 from labutils.training.evaluation import evaluate
+from labutils.training.numerics import autocast, kept_random_state
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
         labels: (B,) int64.
 
     Returns:
-        A row a parameter tensor that is learned: layer (the linear or convolutional layer it belongs to, counted from
+        A row a weight or bias that is learned: layer (the linear or convolutional layer it belongs to, counted from
         1 at the input; a normalization counts with the layer it follows, the projection of a skip with the layer before
         it, so that twins are numbered alike), name (the module's), kind (weight or bias), norm (Euclidean, of the
         gradient of the mean cross-entropy).
@@ -63,8 +63,14 @@ def gradient_norms(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
             layer += 1
         previous = name
         if path in gradients:
-            rows.append({"layer": layer, "name": name, "kind": kind, "norm": gradients[path].norm().item()})
+            norm = double_norm(gradients[path])
+            rows.append({"layer": layer, "name": name, "kind": kind, "norm": norm})
     return pd.DataFrame(rows)
+
+
+def double_norm(gradient: torch.Tensor) -> float:
+    """The Euclidean norm in double precision: the squares of vanishing gradients are below what float32 can hold."""
+    return gradient.cpu().double().norm().item()
 
 
 def activation_gradients(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> "pd.DataFrame":
@@ -86,8 +92,7 @@ def activation_gradients(model: nn.Module, images: torch.Tensor, labels: torch.T
         for layer in net.layers:
             layer.register_forward_hook(lambda _, inputs, output: outputs.append(output))
         gradients = torch.autograd.grad(F.cross_entropy(net(images), labels), outputs)
-    # In double precision: squares of the smallest gradients are below what float32 can hold.
-    norms = [gradient.cpu().double().norm().item() for gradient in gradients]
+    norms = [double_norm(gradient) for gradient in gradients]
     return pd.DataFrame({"layer": range(1, len(norms) + 1), "norm": norms})
 
 

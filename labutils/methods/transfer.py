@@ -13,7 +13,7 @@ from torch import nn
 from labutils.data.loading import ImageData
 from labutils.errors import LARGEST, SettingError, check_choice, check_flag, check_number, check_text, check_whole
 from labutils.methods.features import extract_features, score, timed_outputs
-from labutils.methods.linear import best_penalty, probe_head, svm_head
+from labutils.methods.linear import best_c, probe_head, svm_head
 from labutils.methods.neighbours import METRICS, NeighbourHead
 from labutils.methods.pretrained import load_pretrained
 from labutils.models.building import build_model
@@ -45,7 +45,7 @@ class Transfer:
         metric: of knn: cosine or euclidean.
         weighted: of knn: whether a vote counts by one over its distance.
         C: of svm and probe: weight of the losses against that of small weights, above 0; None takes the best by
-            validation (see `best_penalty`).
+            validation (see `best_c`).
 
     Raises:
         SettingError: an argument that is not allowed, or a method that needs a backbone without one.
@@ -76,14 +76,16 @@ class Transfer:
             raise SettingError("backbone", None, f"a trained network, for {self.method} of some of its stages")
 
 
-def pretrained_model(transfer: Transfer, settings: dict, data: ImageData, *, cache: Path | None = None) -> CNN:
+def pretrained_model(
+    transfer: Transfer, settings: dict, data: ImageData, *, precision: str = "auto", cache: Path | None = None
+) -> CNN:
     """The network that a transfer starts from: its backbone with a head for the data's classes, frozen as it says.
 
     Args:
         transfer: with a backbone.
         settings: of the model, which must be those that the backbone was built with.
         data: the new data set.
-        cache: a folder for the training features that knn compares with, as in `extract_features`.
+        precision, cache: of the training features that knn compares with, as in `extract_features`.
 
     Raises:
         SettingError: a backbone that has other settings or sees other images, or has too few stages.
@@ -106,7 +108,7 @@ def pretrained_model(transfer: Transfer, settings: dict, data: ImageData, *, cac
         reinitialize(model, build_model(**settings, image_shape=data.image_shape, classes=1), transfer.reinitialized)
     model = model.to(data.device)
     if transfer.method == "knn":
-        train = extract_features(model, "train", data, cache=cache)
+        train = extract_features(model, "train", data, precision=precision, cache=cache)
         model.head = NeighbourHead(train, k=transfer.k, metric=transfer.metric, weighted=transfer.weighted)
     return unfreeze(model, transfer.stages if transfer.method == "fine_tuning" else 0)
 
@@ -176,7 +178,9 @@ def fine_tune(
     return history
 
 
-def find_head(model: CNN, data: ImageData, transfer: Transfer, *, cache: Path | None = None) -> History:
+def find_head(
+    model: CNN, data: ImageData, transfer: Transfer, *, precision: str = "auto", cache: Path | None = None
+) -> History:
     """Give a network the head that a transfer's method finds for its features, and say so as a history of one epoch.
 
     Its seconds are those of extracting the training features, finding the head, and validation.
@@ -185,17 +189,18 @@ def find_head(model: CNN, data: ImageData, transfer: Transfer, *, cache: Path | 
         model: changed in place.
         data: the new data set.
         transfer: its method is knn, svm or probe.
-        cache: as in `extract_features`.
+        precision, cache: as in `extract_features`.
     """
-    features, extraction = timed_outputs(model, "features", data.train, data, cache=cache)
+    wanted = {"precision": precision, "cache": cache}
+    features, extraction = timed_outputs(model, "features", data.train, data, **wanted)
     train, validation = (features, data.train.labels), None
     if data.validation is not None:
-        validation = extract_features(model, "validation", data, cache=cache)
+        validation = extract_features(model, "validation", data, **wanted)
     row = {"epoch": 1, "train_loss": math.nan, "train_accuracy": math.nan}
     start = time.perf_counter()
     if transfer.method != "knn":
         fit_head = FITTED_HEADS[transfer.method]
-        row["C"] = best_penalty(fit_head, train, validation) if transfer.C is None else transfer.C
+        row["C"] = best_c(fit_head, train, validation) if transfer.C is None else transfer.C
         model.head = fit_head(train, C=row["C"])
         row["train_accuracy"] = score(model.head, train)["top1"]
     row |= {"validation_loss": math.nan, "validation_accuracy": math.nan, "lr": math.nan}

@@ -165,10 +165,10 @@ class Whitening(Callback):
 
 
 class WeightAveraging(Callback):
-    """Validates and keeps an exponential moving average of the weights (Polyak & Juditsky 1992).
+    """Validates and keeps an exponential moving average (EMA) of the weights (after Polyak & Juditsky 1992).
 
     Args:
-        kept: share of the average that each step keeps, above 0 to below 1.
+        kept: the EMA's decay, the share of the average that each step keeps, above 0 to below 1.
     """
 
     def __init__(self, kept: float):
@@ -224,7 +224,7 @@ class Schedule(Callback):
 
 
 class EarlyStopping(Callback):
-    """Ends the training after so many epochs without a better validation accuracy."""
+    """Ends the training after so many epochs without a new best one, as `History.best_epoch` judges."""
 
     def __init__(self, patience: int):
         self.patience = patience

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 from labutils.data.loading import ImageData, Split, batches
 from labutils.errors import SettingError, check_choice
 from labutils.models.shallow import VIEWS, weighted_views
-from labutils.training.device import autocast, memory_errors, prepare
+from labutils.training.numerics import autocast, memory_errors, prepare
 from labutils.training.stop_button import check_stop
 
 EVALUATION_BATCH = 250  # images; a stop is heeded between two batches. 2,000 would be 1.07 times as fast on two cores

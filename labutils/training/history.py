@@ -11,7 +11,8 @@ class History:
 
     Attributes:
         frame: a row an epoch: epoch, train_loss, train_accuracy (both running, over the epoch),
-            validation_loss, validation_accuracy (NaN without a validation split), lr, seconds.
+            validation_loss, validation_accuracy (NaN without a validation split), lr (of the optimizer's first group
+            of parameters: of Muon the hidden weights', else the head's where it has a rate of its own), seconds.
         best_epoch: the epoch with the highest validation accuracy (of equals the one with the lowest validation
             loss); without a validation split the last one. 0 before the first has ended.
         stopped_early: whether patience ran out.

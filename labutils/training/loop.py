@@ -26,9 +26,9 @@ from labutils.training.callbacks import (
     Whitening,
 )
 from labutils.training.checkpoints import Checkpoint
-from labutils.training.device import autocast, memory_errors, prepare, seeded
 from labutils.training.evaluation import accuracy, check_classes, check_inputs, evaluate
 from labutils.training.history import History, Interrupted
+from labutils.training.numerics import autocast, memory_errors, prepare, seeded
 from labutils.training.settings import Training
 from labutils.training.stop_button import Stopped
 

@@ -6,13 +6,15 @@ import torch
 from torch import nn
 
 from labutils.errors import SettingError
-from labutils.training.device import direction_type, is_convolutional
+from labutils.models.resnet import CNN
+from labutils.training.numerics import direction_type
 from labutils.training.settings import Training
 
 WARM_UP = 0.1  # share of one cycle's steps in which the learning rate rises
 SHORTEST_CYCLE = 3  # steps: one up, one down, and the turn
 CYCLES = {"onecycle": "cos", "triangular": "linear"}  # how the schedules of one cycle rise and fall, step by step
-# Of a polynomial x -> a x + b x^3 + c x^5 that, applied again and again, takes every x from 0 to 1 to about 1.
+# Of a polynomial x -> a x + b x^3 + c x^5 that, applied again and again, takes every x from 0 to 1 to about 1
+# (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks").
 A, B, C = 3.4445, -4.7750, 2.0315
 TURNS = 5
 PLAIN_RATE = 2.5  # times the hidden weights' learning rate, of what takes plain steps
@@ -42,7 +44,7 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
 
 def parameter_groups(model: nn.Module, training: Training) -> list[dict]:
     """A model's parameters that learn, with their learning rates: one group, or one for each part from the head on."""
-    if training.stage_lr != 1 and not is_convolutional(model):
+    if training.stage_lr != 1 and not isinstance(model, CNN):
         raise SettingError("stage_lr", training.stage_lr, f"1 for {model}, which has no stages")
     if training.stage_lr == training.head_lr == 1:
         return [{"params": learning_parameters(model), "lr": training.lr}]
@@ -55,7 +57,13 @@ def parameter_groups(model: nn.Module, training: Training) -> list[dict]:
 
 
 def split_at_head(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters that learn of a model's head, and those of all below it."""
+    """The parameters that learn of a model's head, and those of all below it.
+
+    Raises:
+        SettingError: the model has no `head`, which the optimizer treats apart.
+    """
+    if not hasattr(model, "head"):
+        raise SettingError("model", type(model).__name__, "a network with a `head`, as muon and head_lr need one")
     head = set(model.head.parameters())
     learning = learning_parameters(model)
     return [one for one in learning if one in head], [one for one in learning if one not in head]
@@ -93,6 +101,7 @@ def make_scheduler(
 class Muon(torch.optim.Optimizer):
     """Momentum for all parameters; that of a hidden layer's weights is made orthogonal before each step.
 
+    Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     A gradient by a layer's weights is mostly made of a few directions. Orthogonal, a step goes as far in each of them,
     the rare ones too. Its length no longer depends on the gradient's; it is a share of the weights' own length, as in
     LARS (You et al. 2017), because before a normalization that is all that counts. Without weight decay the weights

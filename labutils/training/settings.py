@@ -18,8 +18,8 @@ class Recipe:
     Args:
         whitening: whether a CNN's first filters start as the directions in which the training images' patches
             differ most (see labutils.models.shallow.whiten_stem), instead of at random.
-        averaging: share of the averaged weights that each step keeps, from 0 to below 1: an exponential moving average
-            over about 1 / (1 - averaging) steps, which is what is validated and kept (Polyak & Juditsky 1992). 0: none.
+        averaging: decay of an exponential moving average (EMA) of the weights, from 0 to below 1: it spans about
+            1 / (1 - averaging) steps, and is what is validated and kept (after Polyak & Juditsky 1992). 0: none.
         stage_lr: factor on a CNN's learning rate from each stage to the one before it, above 0 to 1; the head learns at
             lr (Howard & Ruder 2018, "Universal language model fine-tuning", discriminative rates).
         head_lr: factor on the learning rate of the head, above 0, for a new head on a trained network.
@@ -51,7 +51,8 @@ class Training(Recipe):
         scheduler: None keeps the learning rate; cosine lowers it towards 0 epoch by epoch; plateau halves it
             whenever the validation loss has not improved for more than 2 epochs; onecycle raises and lowers it
             step by step (Smith & Topin 2019), along a cosine; triangular does so along straight lines.
-        patience: stop after so many epochs without a better validation accuracy; None never stops early.
+        patience: stop after so many epochs without a better validation accuracy, or an equal one at a lower loss; None
+            never stops early.
         label_smoothing: share of each label spread over all classes, from 0 to below 1.
         augment: None, basic (random crops from a margin of 4 pixels, and flips), mild (a margin of 2), slight (mild,
             and flips every other epoch) or strong (basic, jitter of colour and shape, and cutout).

@@ -55,6 +55,25 @@ def test_every_setting_of_the_original_labs_is_reachable(name, value):
         assert lab.Experiment.load("mlp_mnist", **override).settings()[section][setting] == value
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"kind": "resnet", "blocks": [1, 1, 1, 1]},
+        {"model.kind": "resnet", "model.blocks": [1, 1, 1, 1]},
+        {"model": {"kind": "resnet", "blocks": [1, 1, 1, 1]}},
+    ],
+    ids=["bare", "dotted", "nested"],
+)
+def test_another_kind_of_model_starts_from_its_own_defaults(overrides):
+    mlp = lab.Experiment.load("mlp_mnist", width=8)
+    for experiment in (lab.Experiment.load("mlp_mnist", **overrides), mlp.override(**overrides)):
+        assert (
+            experiment.model
+            == lab.Experiment.load("cnn_depth", **{"model": {"blocks": [1, 1, 1, 1], "width": 64}}).model
+        )
+        assert experiment.training == mlp.training
+
+
 def test_profiles_change_what_they_say(monkeypatch):
     monkeypatch.delenv("LABUTILS_PROFILE")
     assert lab.Experiment.load("mlp_mnist").profile == "laptop"

@@ -10,7 +10,7 @@ import labutils as lab
 from labutils.data import batches
 from labutils.methods import probes
 from labutils.methods.probes import filter_normalised
-from labutils.training.device import autocast
+from labutils.training.numerics import autocast
 
 
 @pytest.fixture
@@ -25,6 +25,13 @@ def test_norms_are_those_of_backward(batch):
     expected = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
     found = {f"{row.name}.{row.kind}": row.norm for row in norms.itertuples()}
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_vanishing_gradients_are_small_but_not_zero(batch):
+    torch.manual_seed(0)
+    weights = lab.gradient_norms(lab.MLP(60, 16), *batch).query("kind == 'weight'")
+    assert weights["norm"].min() < 1e-22  # of which float32 can't hold the square
+    assert (weights["norm"] > 0).all()
 
 
 def test_layers_are_counted_from_the_input(batch):

@@ -98,7 +98,7 @@ def test_the_penalty_is_the_one_that_validation_prefers_and_no_edge_of_what_was_
         return C
 
     monkeypatch.setattr(linear, "score", lambda head, validation: {"top1": -round(tried[head], 6)})
-    best = linear.best_penalty(fit_head, None, blobs(4, 2))
+    best = linear.best_c(fit_head, None, blobs(4, 2))
     assert math.isclose(best, 0.1 / scale)
     assert min(tried) < best < max(tried)
 
@@ -111,8 +111,8 @@ def test_penalties_that_do_equally_well_are_not_tried_without_end():
         tried.append(C)
         return linear.svm_head(train, C=1.0)
 
-    linear.best_penalty(fit_head, train, train)
-    assert min(tried) >= linear.SMALLEST_PENALTY / 2
+    linear.best_c(fit_head, train, train)
+    assert min(tried) >= linear.SMALLEST_C / 2
     assert len(tried) < 20
 
 

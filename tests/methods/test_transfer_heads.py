@@ -50,6 +50,15 @@ def test_a_stored_head_loads_and_answers_as_the_one_that_was_stored(transferable
     assert torch.equal(lab.predict(again.model, "test", data, precision="fp32")[0], logits)
 
 
+@pytest.mark.parametrize("method", ["knn", "svm", "probe"])
+def test_features_are_computed_in_the_experiments_precision(transferable, method):
+    learned = {}
+    for precision in ("fp32", "bf16"):
+        head = lab.run(transferable("resnet", method).override(precision=precision), progress=False).model.head
+        learned[precision] = head.features if method == "knn" else head.weight
+    assert not torch.equal(*learned.values())
+
+
 @pytest.mark.parametrize(("kind", "biased"), [("resnet", True), ("shallow", False)])
 def test_a_head_to_be_trained_has_biases_where_the_backbones_has(transferable, kind, biased):
     experiment = transferable(kind, "fine_tuning")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import labutils as lab
-from labutils.experiments import running
+from labutils.experiments import running, store
 from labutils.experiments.running import load_experiment_data
 from labutils.methods import pretrained, transfer
 from labutils.training import Callback
@@ -160,3 +160,24 @@ def test_transfers_that_cannot_be_are_named(backbone, store, changes, words):
 def test_gradients_of_what_takes_no_steps_are_refused(backbone):
     with pytest.raises(lab.SettingError, match=r"measurement\.gradients: True .* false for probe"):
         transfer_of(method="probe", gradients=True)
+
+
+def test_a_phase_with_a_damaged_checkpoint_is_trained_from_the_runs_beginning(backbone):
+    experiment = transfer_of(progressive=True, stages=1, name="cifar100")
+    whole = lab.run(experiment, progress=False)
+    shutil.rmtree(whole.path)
+    first = store.checkpoint_path(whole.path)
+    second = first.with_suffix(f".1{first.suffix}")
+    second.write_bytes(b"damaged")
+    with pytest.warns(lab.DamagedRun, match="from its beginning"):
+        again = lab.run(experiment, progress=False)
+    assert again.history.frame["train_loss"].tolist() == whole.history.frame["train_loss"].tolist()
+    assert all(map(torch.equal, again.model.state_dict().values(), whole.model.state_dict().values()))
+
+
+def test_a_damaged_teacher_is_not_taken_for_a_damaged_checkpoint(backbone, recwarn):
+    (pretrained.checkpoints_folder() / "small.safetensors").write_bytes(b"damaged")
+    taught = lab.Experiment.load("distillation", profile="smoke", limit=300, **{"distillation.teacher": "small"})
+    with pytest.raises(lab.CheckpointError):
+        lab.run(taught, progress=False)
+    assert not [warning for warning in recwarn if issubclass(warning.category, lab.DamagedRun)]

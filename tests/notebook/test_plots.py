@@ -383,7 +383,7 @@ def test_heatmap_spreads_its_colours_over_the_networks_that_learn(results):
     assert len(hatched.get_paths()) == 1
     bar = figure.axes[1]
     assert "80" in [label.get_text() for label in bar.get_yticklabels()]  # an accuracy for an error of 20 %
-    assert "hatched: at chance" in bar.get_ylabel()
+    assert "hatched: up to twice chance" in bar.get_ylabel()
     assert bar.yaxis_inverted()
 
 

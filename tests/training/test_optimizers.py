@@ -79,6 +79,20 @@ def test_the_head_the_biases_and_the_normalizations_take_plain_steps():
     assert hidden | others | head == set(names.values())
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"optimizer": "muon"}, "model: 'Sequential'"),
+        ({"head_lr": 2.0}, "model: 'Sequential'"),
+        ({"stage_lr": 0.5}, "stage_lr"),
+    ],
+)
+def test_networks_without_a_head_or_stages_are_named(settings, named):
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+    with pytest.raises(lab.SettingError, match=named):
+        make_optimizer(net, lab.Training(epochs=1, **settings))
+
+
 def test_muon_learns(digits):
     torch.manual_seed(0)
     model = lab.MLP(2, 32)

@@ -19,7 +19,7 @@ from labutils.notebook.explorers.base import FOLDER, choice_label, offers
 from labutils.notebook.explorers.gradients import predict_rate
 from labutils.notebook.plots.selection import matching, origin
 from labutils.notebook.plots.style import FAINT, INK, OTHERS, PLAIN, RESIDUAL
-from labutils.training.device import seeded
+from labutils.training.numerics import seeded
 
 HERE = Path(__file__).parent
 GRADIENT_IMAGES = 200

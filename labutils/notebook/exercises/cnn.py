@@ -12,7 +12,7 @@ from labutils.models.resnet import BasicBlock, ResNet
 from labutils.notebook.exercises import ours
 from labutils.notebook.exercises.comparing import alike, build, cases, compare, share_tensors, tensors
 from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_numbers, read_tensor
-from labutils.training.device import seeded
+from labutils.training.numerics import seeded
 
 LOOSE = 3e-4  # relative, for what subtracts one large mean from another
 

@@ -12,7 +12,7 @@ from labutils.methods.probes import calibration, calibration_error
 from labutils.notebook.exercises import ours
 from labutils.notebook.exercises.comparing import cases, check_gradient, compare
 from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, shown
-from labutils.training.device import seeded
+from labutils.training.numerics import seeded
 
 LOSS_TOLERANCE = 1e-3  # relative
 ENTROPY_TOLERANCE = 0.02  # nats

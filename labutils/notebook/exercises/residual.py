@@ -15,7 +15,7 @@ from labutils.notebook.exercises.comparing import build, cases, check_gradients,
 from labutils.notebook.exercises.mlp import take_parameters
 from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_numbers, read_tensor
 from labutils.notebook.finished import check_finished
-from labutils.training.device import seeded
+from labutils.training.numerics import seeded
 
 RATE_TOLERANCE = 0.05  # relative; what a few layers of 512 units scatter by
 GROWTH_TOLERANCE = 0.03

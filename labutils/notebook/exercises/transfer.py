@@ -14,7 +14,7 @@ from labutils.notebook.exercises import ours
 from labutils.notebook.exercises.comparing import alike, cases
 from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_tensor, shown
 from labutils.notebook.finished import check_finished
-from labutils.training.device import seeded
+from labutils.training.numerics import seeded
 
 CAUGHT_UP = 0.01  # of an accuracy read off a line
 TRAINED = 0.01  # nats above the least objective, at which a probe counts as trained

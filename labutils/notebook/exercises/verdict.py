@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from labutils.notebook.record import recorded
-from labutils.training.device import seeded
+from labutils.training.numerics import seeded
 
 LONGEST_SHOWN = 100  # characters of an answer in a verdict
 UNANSWERED = "no answer so far"

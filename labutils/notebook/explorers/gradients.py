@@ -13,7 +13,7 @@ from labutils.methods.probes import activation_gradients, mean_field_rate, rate_
 from labutils.models.mlp import MLP
 from labutils.notebook import plots
 from labutils.notebook.explorers.base import Explorer, in_code
-from labutils.training.device import seeded
+from labutils.training.numerics import seeded
 
 EXPLORED_IMAGES = 128
 SEED = 0  # of the initial weights

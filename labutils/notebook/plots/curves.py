@@ -17,7 +17,7 @@ from labutils.notebook.plots.style import (
     Chart,
     accuracy_label,
     chart,
-    describe,
+    label_axes,
     line_looks,
 )
 
@@ -86,7 +86,7 @@ def accuracy_against(
     places = sorted(shown[across].unique())
     axis.set_xticks(places, map(str, places))
     axis.minorticks_off()
-    describe(axis, xlabel, accuracy_label(metric), percent="y")
+    label_axes(axis, xlabel, accuracy_label(metric), percent="y")
     return figure
 
 
@@ -104,8 +104,8 @@ def epochs(results: DataFrame, lines: Groups) -> Chart:
     figure, ((left, right),) = chart("Lines over epochs with bands", 1, 2, height=3.9, caption=origin(shown))
     draw_lines(left, shown, x="epoch", y="train_loss")
     draw_lines(right, shown, x="epoch", y="validation_accuracy")
-    describe(left, "epoch", "loss (nats)", title="Training loss", whole="x")
-    describe(right, "epoch", "accuracy (%)", title="Validation accuracy", percent="y", whole="x")
+    label_axes(left, "epoch", "loss (nats)", title="Training loss", whole="x")
+    label_axes(right, "epoch", "accuracy (%)", title="Validation accuracy", percent="y", whole="x")
     return figure
 
 
@@ -134,7 +134,7 @@ def gradient_profiles(
         predicted = np.exp(norms.iloc[-1]) * rates[label] ** (norms.index[-1] - norms.index)
         (line,) = axis.plot(norms.index, predicted, **THEORY)
     figure.name_lines(axis, lines | ({"theory": line} if predicted_too else {}))
-    describe(axis, LAYER, f"gradient norm with respect to\n{what}", whole="x")
+    label_axes(axis, LAYER, f"gradient norm with respect to\n{what}", whole="x")
     return figure
 
 
@@ -157,5 +157,5 @@ def lesions(studies: Tables, *, classes: int = 10, caption: str = "") -> Chart:
     axis.axhline(1 / classes, color=FAINT, ls=":", lw=1)
     axis.annotate("chance", (1, 1 / classes), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK)
     ylabel = "accuracy (%); dashed: whole network"
-    describe(axis, f"removed {LAYER}", ylabel, percent="y", whole="x", ylim=(0, 1.02))
+    label_axes(axis, f"removed {LAYER}", ylabel, percent="y", whole="x", ylim=(0, 1.02))
     return figure

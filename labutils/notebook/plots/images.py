@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from labutils.notebook.plots.selection import Tables
-from labutils.notebook.plots.style import FAINT, INK, OTHERS, PLAIN, RESIDUAL, SHADES, Chart, chart, describe
+from labutils.notebook.plots.style import FAINT, INK, OTHERS, PLAIN, RESIDUAL, SHADES, Chart, chart, label_axes
 
 
 def verdict(label: int, prediction: int, classes: Sequence[str]) -> tuple[str, str]:
@@ -105,7 +105,7 @@ def feature_maps(
         axis.scatter(*places[others].T, s=3, color=FAINT, alpha=0.35, linewidths=0)
         for group, colour, marker in zip(shown, (*OTHERS, PLAIN, RESIDUAL), "os^Dv*", strict=False):
             axis.scatter(*places[groups == group].T, s=13, color=colour, marker=marker, label=group, linewidths=0)
-        describe(axis, "first dimension", "second dimension", title=name, xticks=[], yticks=[])
+        label_axes(axis, "first dimension", "second dimension", title=name, xticks=[], yticks=[])
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     return figure
@@ -130,7 +130,7 @@ def loss_surfaces(surfaces: Tables, *, highest: float = 10.0, caption: str = "")
         lines = axis.contour(*grid, levels=levels[::2], colors="white", linewidths=0.7)
         axis.clabel(lines, fmt="%.2g", fontsize=8)
         axis.plot(0, 0, "+", color="white", markersize=10)  # the trained network
-        describe(axis, "along the first direction", title=title, aspect="equal")
+        label_axes(axis, "along the first direction", title=title, aspect="equal")
         axis.grid(visible=False)
     panels[0].set_ylabel("along the second direction")
     ticks = {"ticks": LogLocator(subs=(1, 3)), "format": "%g"}

@@ -21,8 +21,8 @@ from labutils.notebook.plots.style import (
     RESIDUAL,
     Chart,
     chart,
-    describe,
     ends_of,
+    label_axes,
 )
 
 EARLIER_PROFILES = 4  # that a live profile keeps in sight
@@ -62,9 +62,9 @@ def history(histories: Tables | DataFrame, *, caption: str = "") -> Chart:
                 if part == "validation" or not name:
                     ends[axis][label] = drawn
     span = (0, 1.02 * max([1, *(frame["epoch"].max() for frame in histories.values())]))  # from a first step on
-    describe(left, "epoch", "loss (nats)", title="Loss", whole="x", xlim=span)
+    label_axes(left, "epoch", "loss (nats)", title="Loss", whole="x", xlim=span)
     left.ticklabel_format(axis="y", scilimits=(-2, 3))  # the labels of a diverging loss, too, fit beside the axis
-    describe(right, "epoch", "accuracy (%)", title="Accuracy", percent="y", whole="x", xlim=span)
+    label_axes(right, "epoch", "accuracy (%)", title="Accuracy", percent="y", whole="x", xlim=span)
     if named:
         handles = list(ends[right].values())
         labels = [f"{marks[name]}   {name}" for name in ends[right]]
@@ -103,7 +103,7 @@ def scores(found: Mapping[str, float], *, caption: str = "") -> Chart:
         axis.annotate(f"{accuracy:.1%}", (accuracy, place), color=INK, **where)
     axis.set_yticks(range(len(found)), newest_first)
     limits = {"xlim": (0, 1.15 * max(found.values(), default=1)), "ylim": (rows - 0.5, -0.5)}
-    describe(axis, "validation accuracy (%)", percent="x", **limits)
+    label_axes(axis, "validation accuracy (%)", percent="x", **limits)
     return figure
 
 
@@ -113,7 +113,7 @@ class LiveProfile:
     def __init__(self) -> None:
         self.figure, ((self.axis,),) = chart("Lines of gradient norms by layer", height=3.8)
         self.axis.set_yscale("log")
-        describe(self.axis, LAYER, "gradient norm with respect to\nthe hidden layer's outputs", whole="x")
+        label_axes(self.axis, LAYER, "gradient norm with respect to\nthe hidden layer's outputs", whole="x")
         self.earlier = [self.axis.plot([], [], "--", color=FAINT, lw=1)[0] for _ in range(EARLIER_PROFILES)]
         (self.line,) = self.axis.plot([], [], marker=".", linewidth=LINE_WIDTH)
         (self.theory,) = self.axis.plot([], [], label="theory", **style.THEORY)
@@ -176,7 +176,7 @@ class LiveAnswers:
             above.set_title(classes[label], loc="center")
             bars = below.barh(range(len(classes)), [0.0] * len(classes), color=RESIDUAL)
             bars[label].set(facecolor=style.OTHERS[0], edgecolor="white", hatch="///", linewidth=0)
-            describe(below, "probability (%)", percent="x", xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5))
+            label_axes(below, "probability (%)", percent="x", xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5))
             below.set_yticks(range(len(classes)), classes if below is axes[1, 0] else [""] * len(classes))
             for bar in bars:
                 bar.set_animated(True)  # left out of the background, because it alone changes

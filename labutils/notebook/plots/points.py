@@ -9,7 +9,7 @@ from pandas import DataFrame
 
 from labutils.notebook.plots import style
 from labutils.notebook.plots.selection import Groups, Tables, origin, select
-from labutils.notebook.plots.style import INK, THEORY, Chart, accuracy_label, chart, describe, kind_colour, line_looks
+from labutils.notebook.plots.style import INK, THEORY, Chart, accuracy_label, chart, kind_colour, label_axes, line_looks
 
 BARS = {"errorbar": "sd", "err_kws": {"linewidth": 1.5}, "linestyle": "none", "markersize": 6, "markeredgewidth": 0}
 
@@ -37,7 +37,7 @@ def accuracies(results: DataFrame, rows: Groups, *, metric: str, lines: Mapping[
         axis.annotate(label, (accuracy, 0), xytext=(-4, 0), textcoords="offset points", ha="right", va="center",
                       color=INK)  # fmt: skip
     axis.grid(visible=True)  # seaborn switches the rows' lines off
-    describe(axis, accuracy_label(metric), percent="x", ylim=(len(rows) - 0.5, -0.5))
+    label_axes(axis, accuracy_label(metric), percent="x", ylim=(len(rows) - 0.5, -0.5))
     return figure
 
 
@@ -60,7 +60,7 @@ def accuracies_by_group(results: DataFrame, columns: Sequence[str], *, caption: 
     sns.pointplot(table, x="accuracy", y="group", hue="label", order=order, ax=axis, **look)
     axis.get_legend().remove()
     axis.grid(visible=True)  # seaborn switches the rows' lines off
-    describe(axis, "accuracy (%)", percent="x", ylim=(-0.5, len(order) - 0.5))
+    label_axes(axis, "accuracy (%)", percent="x", ylim=(-0.5, len(order) - 0.5))
     figure.legend(loc="outside upper center", ncols=len(columns), frameon=False)
     return figure
 
@@ -90,8 +90,8 @@ def ladder(results: DataFrame, rungs: Groups) -> Chart:
     write_numbers(right, places)
     left.set_yticks(range(1, len(rungs) + 1), [f"{name}  {number}" for number, name in enumerate(rungs, start=1)])
     xlabel = "test accuracy (%); hollow: with the mirror image"
-    describe(left, xlabel, percent="x", ylim=(len(rungs) + 0.5, 0.5))
-    describe(right, "training (seconds)", "test accuracy (%)", percent="y", xlim=(0, None))
+    label_axes(left, xlabel, percent="x", ylim=(len(rungs) + 0.5, 0.5))
+    label_axes(right, "training (seconds)", "test accuracy (%)", percent="y", xlim=(0, None))
     return figure
 
 
@@ -123,6 +123,6 @@ def reliability(tables: Tables, *, caption: str = "") -> Chart:
         axis.plot([0, 1], [0, 1], **THEORY)
         look = {"s": 8 + 900 * table["share"], "color": kind_colour(name), "alpha": 0.6, "clip_on": False}
         axis.scatter(table["confidence"], table["accuracy"], **look)
-        describe(axis, "confidence (%)", title=name, percent="xy", xlim=(0, 1.02), ylim=(0, 1.02))
+        label_axes(axis, "confidence (%)", title=name, percent="xy", xlim=(0, 1.02), ylim=(0, 1.02))
     panels[0].set_ylabel("accuracy (%)")
     return figure

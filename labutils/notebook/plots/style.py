@@ -197,7 +197,7 @@ def chart(
     return figure, axes
 
 
-def describe(
+def label_axes(
     axis: Axes, x: str = "", y: str = "", *, title: str = "", percent: str = "", whole: str = "", **limits: object
 ) -> None:
     """Label an axes.

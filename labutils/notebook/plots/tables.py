@@ -15,7 +15,7 @@ from torch import Tensor
 
 from labutils.notebook.plots.curves import DEPTHS, LAYER
 from labutils.notebook.plots.selection import Groups, Tables, origin, select
-from labutils.notebook.plots.style import SHADES, Chart, accuracy_label, chart, describe
+from labutils.notebook.plots.style import SHADES, Chart, accuracy_label, chart, label_axes
 
 WIDTHS = {"depth": "units per layer", "layers": "channels of the first stage"}
 NEUTRAL = "#E4E4E4"
@@ -86,11 +86,11 @@ def depth_width_heatmap(
         error = 100 - table["mean"]
         mesh = draw_cells(axis, error.clip(lower=low), mean_and_spread(table, "{:.2f}"), **colours)
         axis.pcolor(np.ma.masked_less(error, worst), facecolor="none", edgecolor="white", hatch="///", linewidth=0)
-        describe(axis, f"width ({WIDTHS[depth]})", f"depth ({DEPTHS[depth]})", title=title)
+        label_axes(axis, f"width ({WIDTHS[depth]})", f"depth ({DEPTHS[depth]})", title=title)
     for axis in axes.flat[len(tables) :]:
         axis.set_axis_off()
     dead = any((100 - table["mean"] >= worst).to_numpy().any() for table in tables.values())
-    label = f"{accuracy_label(metric)}, colours by log error" + "\nhatched: at chance" * dead
+    label = f"{accuracy_label(metric)}, colours by log error" + "\nhatched: up to twice chance" * dead
     ticks = {"ticks": LogLocator(subs=(1, 2, 5)), "format": lambda error, _: f"{100 - error:g}"}
     bar = figure.colorbar(mesh, ax=axes, label=label, extend="max" if dead else "neither", aspect=30, **ticks)
     bar.minorticks_off()
@@ -119,7 +119,7 @@ def gains(results: DataFrame, *, rows: str, columns: str, labels: Mapping[str, s
     for cell, stands_out in zip(axis.texts, clear.to_numpy()[mean.notna()], strict=True):
         cell.set_weight("bold" if stands_out else "normal")
     figure.colorbar(mesh, ax=axis, label="gain (percentage points)\nbold: 95 % interval excludes 0")
-    describe(axis, labels[columns], labels[rows])
+    label_axes(axis, labels[columns], labels[rows])
     return figure
 
 
@@ -138,7 +138,7 @@ def gradient_heatmaps(panels: Tables, *, caption: str = "") -> Chart:
     for axis, (title, table) in zip(axes, weights.items(), strict=True):
         mesh = draw_cells(axis, table.pivot_table("norm", "layer", "epoch"), cmap=SHADES, norm=scale)
         axis.invert_yaxis()
-        describe(axis, "epoch", LAYER, title=title)
+        label_axes(axis, "epoch", LAYER, title=title)
     figure.colorbar(mesh, ax=axes, label="gradient norm with respect to\nthe layer's weights")
     return figure
 
@@ -159,5 +159,5 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, classes: Sequence[str]
     text = counts.astype(str) if size <= MOST_CELLS_A_SIDE else False
     mesh = draw_cells(axis, mistakes, text, cmap="Greys", vmin=0, vmax=max(mistakes.max(axis=None), 1), square=True)
     figure.colorbar(mesh, ax=axis, label="mistakes (images)")
-    describe(axis, "predicted class", "true class")
+    label_axes(axis, "predicted class", "true class")
     return figure

@@ -1,4 +1,4 @@
-"""Where and how numbers are computed: precision, memory layout, random state, memory. All such choices are made here.
+"""How numbers are computed: precision, memory layout, random state, and what happens when memory runs out.
 
 On an NVIDIA GPU of the Ampere generation or a later one convolutional networks train in bf16. What is computed in
 float32, as MLPs are, is never rounded to TF32, and cuDNN uses only algorithms that give the same bits each time.

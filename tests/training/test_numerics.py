@@ -6,7 +6,7 @@ from torch import nn
 
 import labutils as lab
 from labutils.training import OutOfMemory
-from labutils.training.device import autocast, compute_exactly, direction_type, has_native_bf16, prepare, seeded
+from labutils.training.numerics import autocast, compute_exactly, direction_type, has_native_bf16, prepare, seeded
 
 CPU = torch.device("cpu")
 
