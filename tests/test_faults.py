@@ -229,18 +229,19 @@ def test_a_checkpoint_that_is_a_folder_is_replaced(store, experiment):
         assert lab.run(experiment, progress=False).path.is_dir()
 
 
-def test_a_failing_rename_puts_back_what_was_there(store, experiment, monkeypatch):
+@pytest.mark.parametrize(("error", "told"), [(OSError, lab.StoreError), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_a_failing_rename_puts_back_what_was_there(store, experiment, monkeypatch, error, told):
     first = lab.run(experiment, progress=False)
     before = {file.name: file.read_bytes() for file in first.path.iterdir()}
     rename = type(first.path).rename
 
     def fail(path, goal):
         if path.name == "new":
-            raise OSError("no")
+            raise error("no")
         return rename(path, goal)
 
     monkeypatch.setattr(type(first.path), "rename", fail)
-    with pytest.raises(lab.StoreError):
+    with pytest.raises(told):
         lab.run(experiment, force=True, progress=False)
     monkeypatch.undo()
     assert {file.name: file.read_bytes() for file in first.path.iterdir()} == before

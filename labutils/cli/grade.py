@@ -121,6 +121,8 @@ def find(given: Sequence[Path]) -> list[Path]:
             raise SettingError("notebook", str(path), "a notebook, or a folder with notebooks")
         inside = sorted(path.rglob("*.ipynb")) if path.is_dir() else [path]
         found += [each for each in inside if ".ipynb_checkpoints" not in each.parts]
+    if not found:
+        raise SettingError("notebook", ", ".join(map(str, given)), "folders with a notebook in one of them")
     return found
 
 

@@ -15,8 +15,9 @@ from labutils.data.loading import NAMES, load_data
 from labutils.errors import SettingError
 from labutils.experiments import results, sweeps
 from labutils.experiments.configs import config_names
-from labutils.experiments.running import load_experiment_data, run, run_name, ship_run
+from labutils.experiments.running import check_real, load_experiment_data, run, run_name, ship_run
 from labutils.experiments.settings import Experiment, grid
+from labutils.experiments.store import shipped_root
 from labutils.methods.pretrained import save_pretrained
 from labutils.training.history import Interrupted
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BANKED_PROFILES = ("laptop", "full")  # at which the course's own results and checkpoints are made
+NOT_OF_CONFIGS = ("cnn_surfaces", "cnn_backbone_rescaled")  # what else data/ holds of the course's own
 KEPT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
@@ -50,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         return complain(str(error) or type(error).__name__, 1)
     except KeyboardInterrupt:
-        kept = "; what was whole is kept, and the same command goes on from there"
-        return complain(f"interrupted{kept if options.command in ('run', 'sweep') else ''}", 130)
+        goes_on = options.command == "sweep" or (options.command == "run" and not options.force)
+        kept = "; what was whole is kept, and the same command goes on from there" * goes_on
+        return complain(f"interrupted{kept}", 130)
     return status
 
 
@@ -140,10 +143,12 @@ def kept_name(options: argparse.Namespace, experiment: Experiment, *, changed: b
     """The name under which results or weights go into data/, which holds the course's own.
 
     Raises:
-        SettingError: the name is the course's, and what is to be kept is not the course's config as it stands.
+        SettingError: the name is the course's, and what is to be kept is not the course's config as it stands, trained
+            on the data that it names.
     """
     if options.kept_as is None:
         if options.config in config_names() and experiment.profile in BANKED_PROFILES and not changed:
+            check_real(experiment)
             return experiment.name
         given = f"{options.config} at the {experiment.profile} profile{', with other settings' if changed else ''}"
         allowed = (
@@ -151,7 +156,7 @@ def kept_name(options: argparse.Namespace, experiment: Experiment, *, changed: b
         )
         raise SettingError("config", given, allowed)
     taken = {f"{name}{ending}" for name in config_names() for ending, _ in SAVED.values()}
-    if not KEPT_NAME.fullmatch(options.kept_as) or options.kept_as.casefold() in taken:
+    if not KEPT_NAME.fullmatch(options.kept_as) or options.kept_as.casefold() in {*taken, *NOT_OF_CONFIGS}:
         raise SettingError(
             "as", options.kept_as, "a name of letters, digits, - and _ that is not that of a config of the course"
         )
@@ -171,6 +176,8 @@ def export(options: argparse.Namespace) -> None:
     experiment = Experiment.load(options.config, profile=options.profile)
     name = kept_name(options, experiment)
     finished = run(experiment)
+    if finished.path.parent == shipped_root():
+        raise SettingError("config", options.config, "one that was trained here, as `labutils run --force` does")
     path = save_pretrained(
         name,
         finished.model,

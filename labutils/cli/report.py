@@ -6,7 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from labutils.errors import SettingError, UnknownSetting
-from labutils.experiments.results import load_results, row, settings_that_vary, tabulate
+from labutils.experiments.results import (
+    load_results,
+    row,
+    settings_row,
+    settings_that_vary,
+    tabulate,
+    without_unused_settings,
+)
 from labutils.experiments.running import kept_run
 from labutils.experiments.settings import Experiment, grid
 from labutils.files import make_shared_folder
@@ -48,14 +55,19 @@ def report(name: str, folder: Path, *, profile: str | None = None) -> tuple[pd.D
 
 
 def finished_runs(experiments: Sequence[Experiment], name: str) -> pd.DataFrame:
-    """The runs of a sweep that are in the store; where none is, the banked ones of that name and profile."""
+    """The runs of a sweep that are in the store; where none is, the banked ones of these settings and that profile."""
     rows = [row(run) for run in map(kept_run, experiments) if run is not None]
     if rows:
         return tabulate(rows)
     profile = experiments[0].profile
     try:
         banked = load_results(experiments[0].name)
-        banked = banked[banked["profile"] == profile]
+        asked = tabulate([settings_row(experiment) for experiment in experiments])
+        shared = [name for name in asked if name in banked]
+        asked, there = (
+            without_unused_settings(table[shared]).astype(str).agg(" ".join, axis=1) for table in (asked, banked)
+        )
+        banked = banked[there.isin(asked) & (banked["profile"] == profile)]
     except UnknownSetting:
         banked = pd.DataFrame()
     if banked.empty:

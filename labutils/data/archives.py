@@ -7,9 +7,11 @@ torchvision, and kept as that archive. The checks guard against mistakes, not ag
 
 import hashlib
 import http.client
+import itertools
 import math
 import os
 import shutil
+import sys
 import urllib.request
 import zipfile
 from collections.abc import Sequence
@@ -77,6 +79,7 @@ def read_archive(path: Path, name: str) -> dict[str, np.ndarray]:
 
     Raises:
         ArchiveError: the file is missing, damaged, too large, no archive at all, or of other shapes or labels.
+        PermissionError, MemoryError: it can't be read now.
     """
     classes = len(CLASSES[name])
     try:
@@ -97,6 +100,8 @@ def read_archive(path: Path, name: str) -> dict[str, np.ndarray]:
             arrays[f"y_{part}"] = labels.astype(np.uint8)
     except FileNotFoundError as error:
         raise ArchiveError(f"{path}: no such archive") from error
+    except (PermissionError, MemoryError):  # it may be whole
+        raise
     except Exception as error:  # on damaged bytes zipfile, zlib and NumPy raise a dozen types with no closer base
         raise ArchiveError(f"{path} can't be read as {TITLES[name]}: {str(error) or type(error).__name__}") from error
     return arrays
@@ -152,7 +157,7 @@ def title_of(arrays: dict[str, np.ndarray], name: str) -> str:
 
 
 def download(name: str, root: Path) -> dict[str, np.ndarray]:
-    """Download a data set and keep it as `<root>/<name>.npz`.
+    """Download a data set and keep it as `<root>/<name>.npz`; what has that name and can't be used is kept beside it.
 
     Of several processes that call this at once, one downloads and the others wait for its archive.
 
@@ -170,8 +175,10 @@ def download(name: str, root: Path) -> dict[str, np.ndarray]:
     with lock(root / f"{name}.lock"):
         try:
             return read_archive(path, name)  # another process was faster
-        except ArchiveError:
-            pass
+        except ArchiveError as error:
+            if path.exists():  # perhaps the reader's own
+                kept = next(free for number in itertools.count() if not (free := unusable(path, number)).exists())
+                print(f"{error}; it is kept as {path.rename(kept).name}, and fetched again", file=sys.stderr)
         with workspace(path) as folder:
             arrays = fetch_with_torchvision(name, folder)
             arrays[STAMP] = np.frombuffer(digest(arrays), dtype=np.uint8)
@@ -179,6 +186,11 @@ def download(name: str, root: Path) -> dict[str, np.ndarray]:
             share_as(folder / path.name, root)
             os.replace(folder / path.name, path)
     return arrays
+
+
+def unusable(path: Path, number: int) -> Path:
+    """Where an archive that can't be used goes, which is not the first one for numbers above 0."""
+    return path.with_suffix(f".{number}.unusable" if number else ".unusable")
 
 
 def torchvision_dataset(name: str) -> type:

@@ -5,10 +5,8 @@ images in batches of 128 takes 17 ms on two cores (AMD EPYC, torch 2.15, n = 15)
 """
 
 import os
-import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,9 +249,10 @@ def first_of_each_class(order: np.ndarray, labels: np.ndarray, per_class: int | 
         return order
     counts = np.bincount(labels[order])
     if per_class > counts.min():
-        raise SettingError(
-            "per_class", per_class, f"a whole number from 1 to {counts.min()}, the smallest class's images"
+        allowed = (
+            f"at most {counts.min()}, the smallest class's images" if counts.min() else "None, as a class has none"
         )
+        raise SettingError("per_class", per_class, allowed)
     chosen = [np.flatnonzero(labels[order] == label)[:per_class] for label in range(len(counts))]
     return order[np.sort(np.concatenate(chosen))]
 
@@ -266,13 +265,9 @@ def load_arrays(name: str, source: str, root: Path) -> tuple[dict[str, np.ndarra
     if source != "download":
         try:
             return archives.read_archive(path, name), "archive"
-        except archives.ArchiveError as error:
+        except archives.ArchiveError:
             if source == "archive":
                 raise
-            if path.exists():  # perhaps the reader's own: it is kept
-                print(f"{error}; fetching it again", file=sys.stderr)
-                with suppress(OSError):
-                    print(f"it is kept as {path.replace(path.with_suffix('.unusable')).name}", file=sys.stderr)
     try:
         return archives.download(name, root), "download"
     except OSError as error:

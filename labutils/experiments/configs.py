@@ -43,7 +43,12 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
+class StrictDumper(yaml.SafeDumper):
+    """Puts text in quotes that StrictLoader would take for a number without them."""
+
+
+for reader_or_writer in (StrictLoader, StrictDumper):
+    reader_or_writer.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
 
 
 def config_names() -> list[str]:

@@ -4,9 +4,10 @@ Settings that did not exist when a run was trained have their defaults in its id
 """
 
 import functools
+import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,15 +16,17 @@ import pandas as pd
 from labutils.errors import SettingError, UnknownSetting
 from labutils.experiments import results, store
 from labutils.experiments.configs import config_names, read_yaml
-from labutils.experiments.results import (
-    load_results,
-    save_results,
-    settings_row,
-    tabulate,
-    without_unused_settings,
-)
+from labutils.experiments.results import DATA_SETTINGS, load_results, save_results
 from labutils.experiments.running import build_for, identify, load_experiment_data, run_name
-from labutils.experiments.settings import SECTIONS, Experiment, from_settings, grid, run_identity
+from labutils.experiments.settings import (
+    SECTIONS,
+    Experiment,
+    arguments_of,
+    from_settings,
+    grid,
+    run_identity,
+    setting_owners,
+)
 
 BANKED_PROFILE = "laptop"
 
@@ -53,7 +56,7 @@ def convert_run(folder: Path) -> Path:
         OSError, ValueError, KeyError, TypeError: it can't be read, or its weights fit no model of today.
     """
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    settings = {section: read_yaml(folder / "experiment.yaml")[1].get(section, {}) for section in SECTIONS}
+    settings = {section: read_yaml(folder / "experiment.yaml")[1].get(section) or {} for section in SECTIONS}
     experiment = from_settings(settings, name=metrics["experiment"], profile=metrics["profile"])
     data = load_experiment_data(experiment)
     identity = identify(experiment, data)
@@ -76,9 +79,9 @@ def convert_run(folder: Path) -> Path:
 
 
 def convert_bank() -> Iterator[tuple[str, str]]:
-    """Give the rows of the bank the names that their runs have now, where their settings are in the course's sweeps.
+    """Give the rows of the bank the names that their runs have now that further settings have come.
 
-    Settings that the bank knows nothing of do not count; rows that then fit several experiments keep their names.
+    A row that was trained by other code, on other data or from another network than today's keeps its name.
 
     Yields:
         The name of a table that has changed, and how many of its runs.
@@ -87,25 +90,40 @@ def convert_bank() -> Iterator[tuple[str, str]]:
         experiments = banked_sweep(name)
         if not experiments or not (results.results_folder() / f"{name}.csv").is_file():
             continue
-        bank = load_results(name)
-        named = []
+        bank, now = load_results(name), {}
         for one in experiments:
             with suppress(UnknownSetting):  # its teacher or backbone is still to be trained
-                named.append({"new": run_name(one), "data": load_experiment_data(one).title} | settings_row(one))
-        if not named:
-            continue
-        named = tabulate(named)
-        shared = [column for column in named if column in bank]
-        named = without_unused_settings(named[~named.duplicated(shared, keep=False)])
-        found = without_unused_settings(bank)[["run", *shared]].merge(named[["new", *shared]], on=shared)
-        found = found.set_index("run")["new"]
+                now |= dict.fromkeys(names_before(one, bank.columns), run_name(one))
         for table in (name, f"{name}_epochs"):
             if (results.results_folder() / f"{table}.csv").is_file():
                 rows = load_results(table)
-                renamed = rows["run"].map(found).fillna(rows["run"])
+                renamed = rows["run"].map(now).fillna(rows["run"])
                 if not renamed.equals(rows["run"]):
                     save_results(table, rows.assign(run=renamed))
                     yield table, f"{len(set(renamed) - set(rows['run']))} runs renamed"
+
+
+def names_before(experiment: Experiment, columns: Iterable[str]) -> Iterator[str]:
+    """What a run may have been named before some settings came: those a table has no column of, at their defaults.
+
+    Which of them had come when it was named is not known, so each combination is tried.
+    """
+    data, settings = load_experiment_data(experiment), experiment.settings()
+    owners, named = setting_owners(experiment.model["kind"]), {inner: outer for outer, inner in DATA_SETTINGS.items()}
+    lacking = [
+        (section, name)
+        for section in settings.keys() - {"tracking"}
+        for name, parameter in arguments_of(owners[section]).items()
+        if (named.get(name) if section == "data" else name) not in (None, *columns)
+        and settings[section].get(name) == parameter.default
+    ]
+    for count in range(len(lacking) + 1):
+        for unknown in itertools.combinations(lacking, count):
+            known = {
+                section: {name: value for name, value in values.items() if (section, name) not in unknown}
+                for section, values in settings.items()
+            }
+            yield store.run_path(run_identity(known, data)).name
 
 
 def banked_sweep(name: str) -> list[Experiment]:

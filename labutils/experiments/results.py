@@ -46,24 +46,30 @@ def load_results(name: str) -> "pd.DataFrame":
 
     Raises:
         SettingError: nothing of that name is banked.
+        ValueError: its file is no table.
     """
     check_text("name", name)
     path = results_folder() / f"{name}.csv"
     if not path.is_file():
         raise UnknownSetting(name, [banked.stem for banked in results_folder().glob("*.csv")])
-    return read_table(path)
+    try:
+        return read_table(path)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read as a table: {error}") from error
 
 
 def banked_rows() -> dict[str, dict]:
-    """All rows of the bank that are runs, whichever sweep they were of, by the run's name."""
+    """All whole rows of the bank that are runs, whichever sweep they were of, by the run's name."""
     tables = [load_results(path.stem) for path in sorted(results_folder().glob("*.csv"))]
-    return {row["run"]: row for table in tables if "test_top1" in table for row in table.to_dict("records")}
+    needed = ["run", *ORIGIN, "test_top1"]  # a file that was cut off ends in a row without some
+    runs = [table.dropna(subset=needed) for table in tables if {*needed} <= {*table}]
+    return {row["run"]: row for table in runs for row in table.to_dict("records")}
 
 
 def save_sweep(name: str, experiments: Sequence[Experiment]) -> Path | None:
     """Bank a sweep's runs from the store and from the bank itself; the path of its file, None while there are no runs.
 
-    While some of the runs are nowhere yet, what was in the file stays in it.
+    While some of the runs are nowhere yet, what was in the file of runs on the same data stays in it.
     """
     known = banked_rows()
     found = {run_name(experiment): experiment for experiment in experiments}
@@ -74,7 +80,11 @@ def save_sweep(name: str, experiments: Sequence[Experiment]) -> Path | None:
         elif kept := kept_run(experiment):
             rows[run] = row(kept)
     if len(rows) < len(found) and (results_folder() / f"{name}.csv").is_file():
-        rows = {earlier["run"]: earlier for earlier in load_results(name).to_dict("records")} | rows
+        earlier, data = load_results(name), {row["data"] for row in rows.values()}
+        if "run" not in earlier:
+            raise ValueError(f"{results_folder() / name}.csv is no table of runs: it has no column run")
+        earlier = earlier[earlier["data"].isin(data)] if rows else earlier
+        rows = {before["run"]: before for before in earlier.to_dict("records")} | rows
     return save_results(name, tabulate(list(rows.values()))) if rows else None
 
 

@@ -65,7 +65,7 @@ def run(
             effect on it. What it computes is part of the run's identity.
         force: train anew even if the run is there, or comes with the course.
         progress: whether to show a progress bar.
-        callbacks: as of `fit`.
+        callbacks: as of `fit`, to watch with: what they change of a training is not part of the run's identity.
         wait: whether to wait for another process that is training this run.
 
     Returns:
@@ -127,13 +127,27 @@ def ship_run(experiment: Experiment) -> Path:
     """Let an experiment's run, trained now if it has not been, come with the course; its folder in data/runs.
 
     Its weights are rounded to half precision there, which takes half the space; its figures are those of before.
+
+    Raises:
+        SettingError: as in `check_real`.
     """
+    check_real(experiment)
     finished, identity = run(experiment), experiment.identity(None)
     path = store.run_path(identity, store.shipped_root())
     metrics = finished.metrics | {"identity": identity}
     path.parent.mkdir(parents=True, exist_ok=True)
     store.write_run(dataclasses.replace(finished, path=path, metrics=metrics), half=True)
     return path
+
+
+def check_real(experiment: Experiment) -> None:
+    """Raise SettingError where the stand-ins took the place of the data that an experiment is about.
+
+    The bank and the course's networks are about the real ones.
+    """
+    data = load_experiment_data(experiment)
+    if data.source == "builtin" != experiment.data["source"]:
+        raise SettingError("data.name", experiment.data["name"], f"data that are here; {data.title} are not those")
 
 
 def run_name(experiment: Experiment) -> str:

@@ -22,7 +22,7 @@ import torch
 from labutils import files
 from labutils.data.loading import ImageData, check_data_settings, load_data
 from labutils.errors import SettingError, UnknownSetting, check_choice, check_flag
-from labutils.experiments.configs import config_names, read_yaml
+from labutils.experiments.configs import StrictDumper, config_names, read_yaml
 from labutils.experiments.tracking import Tracking
 from labutils.methods.distillation import Distillation
 from labutils.methods.pretrained import read_record
@@ -91,7 +91,8 @@ class Experiment:
         check_choice("profile", self.profile, PROFILES)
         owners = setting_owners(self.model.get("kind"))
         for section in ("data", "model"):
-            object.__setattr__(self, section, complete(getattr(self, section), owners[section]))
+            with named_within(section):
+                object.__setattr__(self, section, complete(getattr(self, section), owners[section]))
         with named_within("data"):
             check_data_settings(**self.data)
         with named_within("model"):
@@ -144,7 +145,8 @@ class Experiment:
         import yaml
 
         about = f"{self.name}, as run at the {self.profile} profile"
-        return yaml.safe_dump({"about": about, **files.canonical(self.settings())}, sort_keys=False)
+        contents = {"about": about, **files.canonical(self.settings())}
+        return yaml.dump(contents, Dumper=StrictDumper, sort_keys=False)
 
     def to_code(self) -> str:
         """The expression that loads it: its config by name, and what differs from it.
@@ -212,7 +214,7 @@ def grid(
     base, sweep = read_config(name_or_path, profile, overrides)
     known = known_settings(base.model["kind"])
     fixed = set(flatten(expand(overrides, known)))
-    grids = axes or sweep
+    grids = axes or sweep or {}
     checked = [check_axes(each, known, fixed, name_or_path) for each in (grids if isinstance(grids, list) else [grids])]
     size = sum(math.prod(len(choices) for choices in each.values()) for each in checked)
     if size > LARGEST_GRID:
@@ -288,17 +290,11 @@ def section_of(contents: Mapping[str, object], name: str) -> Mapping[str, object
 
 def from_settings(settings: Mapping[str, Mapping], *, name: str, profile: str) -> Experiment:
     """An experiment from settings by section, each checked by what it belongs to."""
-    owners = setting_owners(settings["model"].get("kind"))
-    for section, owner in owners.items():
-        for setting, parameter in arguments_of(owner).items():
-            required = parameter.default is parameter.empty and setting not in NOT_SETTINGS
-            if required and setting not in settings[section]:
-                raise SettingError(f"{section}.{setting}", None, "a value; it has no default")
     sections: dict[str, object] = {section: dict(settings[section]) for section in ("data", "model")}
-    for section, owner in owners.items():
+    for section, owner in setting_owners(settings["model"].get("kind")).items():
         if section not in sections:
             with named_within(section):
-                sections[section] = owner(**settings[section])
+                sections[section] = owner(**complete(settings[section], owner))
     return Experiment(name=name, profile=profile, **sections)
 
 
@@ -324,14 +320,24 @@ def arguments_of(owner: Callable) -> Mapping[str, inspect.Parameter]:
 
 
 def complete(settings: Mapping[str, object], owner: Callable) -> dict[str, object]:
-    """Settings with their owner's defaults where they say nothing, in the order of its arguments."""
+    """Settings with their owner's defaults where they say nothing, in the order of its arguments.
+
+    Raises:
+        SettingError: its owner has no such setting, or one without a default is missing.
+    """
     own = {"kind": settings["kind"]} if "kind" in settings else {}
-    for parameter in arguments_of(owner).values():
-        if parameter.name in settings:
-            value = settings[parameter.name]
-            own[parameter.name] = value.item() if isinstance(value, np.generic) else value
-        elif parameter.default is not parameter.empty and parameter.name not in NOT_SETTINGS:
-            own[parameter.name] = parameter.default
+    known = {name: one for name, one in arguments_of(owner).items() if name in settings or name not in NOT_SETTINGS}
+    for name in settings:
+        if name not in (*own, *known):
+            raise UnknownSetting(name, known)
+    for name, parameter in known.items():
+        if name in settings:
+            value = settings[name]
+            own[name] = value.item() if isinstance(value, np.generic) else value
+        elif parameter.default is parameter.empty:
+            raise SettingError(name, None, "a value; it has no default")
+        else:
+            own[name] = parameter.default
     return own
 
 

@@ -389,7 +389,7 @@ def move_into_place(new: Path, path: Path, aside: Path) -> None:
         path.rename(aside)
     try:
         new.rename(path)
-    except OSError:
+    except BaseException:  # an interrupt, too
         if os.path.lexists(aside):
             aside.rename(path)
         raise

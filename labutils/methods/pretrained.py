@@ -11,7 +11,7 @@ from torch import nn
 
 from labutils.data.loading import ImageData
 from labutils.errors import UnknownSetting, check_text
-from labutils.files import home, tensors_digest
+from labutils.files import home, tensors_digest, written_whole
 from labutils.models.building import build_model
 from labutils.models.identity import shapes
 from labutils.training.checkpoints import CheckpointError, load_tensors, save_tensors
@@ -44,9 +44,10 @@ def save_pretrained(name: str, model: nn.Module, data: ImageData, *, settings: d
         "classes": data.classes,
         "metrics": metrics,
     }
-    checksum = save_tensors(path, rescaled(model).state_dict(), record)
-    written = json.dumps({"sha256": checksum, **record}, indent=2)
-    path.with_suffix(".json").write_text(f"{written}\n", encoding="utf-8")
+    with written_whole(path) as weights, written_whole(path.with_suffix(".json")) as beside:
+        checksum = save_tensors(weights, rescaled(model).state_dict(), record)
+        written = json.dumps({"sha256": checksum, **record}, indent=2)
+        beside.write_text(f"{written}\n", encoding="utf-8")
     return path
 
 
@@ -114,7 +115,10 @@ def read_record(name: str) -> dict:
     if not path.with_suffix(".safetensors").is_file():
         raise UnknownSetting(name, [kept.stem for kept in checkpoints_folder().glob("*.safetensors")])
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or "sha256" not in record:
+            raise ValueError("it names no checksum")
+        return record
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path.with_suffix('.safetensors')}: its record {path.name} can't be read ({error})"

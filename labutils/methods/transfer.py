@@ -70,6 +70,8 @@ class Transfer:
         check_whole("k", self.k, 1)
         check_choice("metric", self.metric, METRICS)
         check_flag("weighted", self.weighted)
+        if self.reinitialized and self.method != "fine_tuning":
+            raise SettingError("reinitialized", self.reinitialized, f"0 for {self.method}, which trains no stage")
         if self.C is not None:
             check_number("C", self.C, 0, open_ends="low")
         if self.backbone is None and (self.method != "fine_tuning" or self.stages != -1 or self.reinitialized):

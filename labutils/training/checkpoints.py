@@ -80,7 +80,11 @@ class Checkpoint(Callback):
         self.about = {
             "format": FORMAT,
             "model": canonical(model_identity(state.model, state.data.image_shape)),
-            "data": {"title": state.data.title, "digest": state.data.digest},
+            "data": {
+                "title": state.data.title,
+                "digest": state.data.digest,
+                **{name: [round(value, 2) for value in getattr(state.data, name).tolist()] for name in ("mean", "std")},
+            },
             "training": canonical(asdict(state.training)),
         }
         if not self.path.exists():

@@ -134,6 +134,7 @@ def test_copies_that_jupyter_keeps_are_not_graded(tmp_path):
     ("arguments", "expected"),
     [
         (["nosuch.ipynb"], "nosuch.ipynb"),
+        (["."], "notebook: '.' was given"),
         ([".", "--to", "grades.xls"], ".csv or .json"),
         ([".", "--timeout", "0"], "timeout: 0.0"),
         ([".", "--memory", "-1"], "memory: -1.0"),

@@ -10,7 +10,7 @@ import pytest
 from labutils.cli import main as commands
 from labutils.cli.arguments import argument_texts
 from labutils.cli.main import main
-from labutils.data import archives
+from labutils.data import StandInWarning, archives
 from labutils.experiments import results
 from labutils.methods import pretrained
 from labutils.methods.transfer import Transfer
@@ -73,7 +73,7 @@ WRONG = [
     (["run", "mlp_mnist", "depth", "3"], ["depth", "--NAME VALUE"]),
     (["run", "mlp_mnist", "--profile", "quick"], ["profile", "quick", "smoke"]),
     (["run", "mlp_mnist", "--kind", "cnn"], ["kind", "cnn", "resnet"]),
-    (["run", "mlp_mnist", "--kind", "resnet"], ["model.depth", "no such name"]),
+    (["run", "mlp_mnist", "--kind", "resnet", "--depth", "3"], ["depth", "no such name"]),
     (["run", "mlp_mnist", "--tracking.tags", "3"], ["tracking.tags", "3", "a list"]),
     (["run", "mlp_mnist", "--width", "99999999999"], ["model.width", "99999999999"]),
     (["run", "mlp_mnist", "--seed", "9" * 23], ["training.seed", "9" * 23, "from 0"]),
@@ -224,6 +224,7 @@ SAVE = "--save-results"
         ["export", "mlp_chaos", "--profile", "smoke"],
         ["export", "OWN", "--as", "cnn_backbone"],
         ["export", "OWN", "--as", "CNN_Backbone"],
+        ["export", "OWN", "--as", "cnn_backbone_rescaled"],
         ["export", "OWN", "--as", "../outside"],
         ["sweep", "OWN", SAVE],
         ["sweep", "OWN", "--profile", "laptop", "--save-epochs"],
@@ -232,6 +233,7 @@ SAVE = "--save-results"
         ["sweep", "mlp_chaos", "--profile", "laptop", SAVE, "--width", "3"],
         ["sweep", "OWN", SAVE, "--as", "mlp_chaos"],
         ["sweep", "OWN", SAVE, "--as", "cnn_depth_epochs"],
+        ["sweep", "OWN", SAVE, "--as", "cnn_surfaces"],
         ["sweep", "OWN", SAVE, "--as", ""],
     ],
     ids=" ".join,
@@ -249,7 +251,33 @@ def test_only_the_courses_own_configs_fill_its_files(store, bank, tiny, capsys, 
 def test_the_courses_own_configs_keep_their_names(monkeypatch, profile):
     options = commands.make_parser().parse_args(["export", "cnn_backbone"])
     experiment = commands.Experiment.load("cnn_backbone", profile=profile)
+    monkeypatch.setattr(commands, "check_real", lambda experiment: None)
     assert commands.kept_name(options, experiment) == "cnn_backbone"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["sweep", "mlp_cifar10", SAVE], ["export", "mlp_cifar10"], ["ship", "mlp_cifar10"]],
+    ids=" ".join,
+)
+def test_stand_ins_get_into_none_of_the_courses_files(store, bank, capsys, monkeypatch, tmp_path, arguments):
+    monkeypatch.setenv("LABUTILS_DATA", str(tmp_path / "empty"))
+    monkeypatch.setattr(archives, "addresses", lambda name: ["http://localhost:9/"])
+    with pytest.warns(StandInWarning):
+        assert main([*arguments, "--profile", "laptop"]) == 2
+    assert "data.name: 'cifar10' was given; allowed: data that are here" in capsys.readouterr().err
+    assert not bank.exists()
+    assert not store.exists()
+
+
+def test_a_run_that_came_with_the_course_is_not_exported(store, bank, capsys, monkeypatch):
+    experiment = commands.Experiment.load("mlp_mnist", profile="smoke", epochs=1)
+    monkeypatch.setattr(commands.Experiment, "load", lambda *arguments, **options: experiment)
+    finished = commands.run(experiment, progress=False)
+    monkeypatch.setattr(commands, "shipped_root", lambda: finished.path.parent)
+    assert main(["export", "mlp_mnist", "--profile", "smoke", "--as", "mine"]) == 2
+    assert "labutils run --force" in capsys.readouterr().err
+    assert not bank.exists()
 
 
 def test_export_keeps_a_network_under_a_name_of_its_own(store, bank, tiny, capsys):
@@ -260,13 +288,17 @@ def test_export_keeps_a_network_under_a_name_of_its_own(store, bank, tiny, capsy
     assert record["settings"]["training"]["epochs"] == 1
 
 
-@pytest.mark.parametrize(("command", "goes_on"), [("run", True), ("sweep", True), ("doctor", False)])
+@pytest.mark.parametrize(
+    ("command", "goes_on"), [("run", True), ("run --force", False), ("sweep", True), ("doctor", False)]
+)
 def test_an_interrupt_is_told_in_one_line(monkeypatch, capsys, command, goes_on):
+    command, *options = command.split()
+
     def interrupted(options):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(commands.COMMANDS, command, interrupted)
-    assert main([command, *["mlp_mnist"] * goes_on]) == 130
+    assert main([command, *["mlp_mnist"] * (command != "doctor"), *options]) == 130
     message = capsys.readouterr().err
     assert message.startswith("labutils: interrupted")
     assert message.count("\n") == 1

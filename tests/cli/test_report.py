@@ -35,6 +35,15 @@ def test_the_bank_stands_in_for_an_empty_store(store, tmp_path, monkeypatch):
     assert (tmp_path / "depth_width.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_banked_rows_of_other_settings_are_not_reported(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("labutils.cli.report.kept_run", lambda experiment: None)
+    twice = lab.grid("mlp_cifar10", profile="laptop", epochs=2)
+    with pytest.raises(lab.SettingError, match="report: 'mlp_cifar10 at the laptop profile'"):
+        finished_runs(twice, "mlp_cifar10")
+    seeds = lab.grid("mlp_cifar10", profile="laptop", seed=1)
+    assert set(finished_runs(seeds, "mlp_cifar10")["seed"]) == {1}
+
+
 def test_resnets_are_reported_by_their_layers(store, tmp_path, monkeypatch):
     monkeypatch.setattr("labutils.cli.report.kept_run", lambda experiment: None)
     summary, files = report("cnn_depth", tmp_path, profile="laptop")

@@ -166,6 +166,28 @@ def test_a_damaged_archive_is_named_and_fetched_again(server, path, capsys, dama
     check_whole(archives.read_archive(path, "mnist"))
 
 
+def test_a_second_archive_that_can_not_be_used_is_kept_beside_the_first(server, path):
+    for content in (b"the first", b"the second"):
+        path.write_bytes(content)
+        lab.load_data("mnist", root=path.parent)
+    assert path.with_suffix(".unusable").read_bytes() == b"the first"
+    assert path.with_suffix(".1.unusable").read_bytes() == b"the second"
+
+
+@pytest.mark.parametrize("error", [MemoryError, PermissionError])
+def test_an_archive_that_can_not_be_read_now_stays(server, path, monkeypatch, error):
+    lab.load_data("mnist", root=path.parent)
+    content = path.read_bytes()
+
+    def fail(*arguments, **options):
+        raise error("not now")
+
+    monkeypatch.setattr(archives.npy, "read_array", fail)
+    with pytest.raises(error):
+        lab.load_data("mnist", root=path.parent)
+    assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

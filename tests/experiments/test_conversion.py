@@ -69,16 +69,47 @@ def test_one_that_differs_in_more_than_new_settings_keeps_its_name(store, earlie
     assert folder.is_dir()
 
 
-def test_banked_rows_get_the_names_that_their_runs_have_now(store, tmp_path, monkeypatch):
+@pytest.fixture
+def banked(store, tmp_path, monkeypatch):
+    """A table banked before `head_lr` was a setting: its runs' names then, and those they have now."""
     monkeypatch.setattr(results, "results_folder", lambda: tmp_path)
     monkeypatch.setattr(conversion, "BANKED_PROFILE", "smoke")
     monkeypatch.setattr(conversion, "config_names", lambda: ["mlp_chaos"])
     experiments = lab.grid("mlp_chaos", profile="smoke", epochs=1, seed=0, init=1.0, activation="relu")
     monkeypatch.setattr(conversion, "grid", lambda name, profile: experiments)
     table = lab.sweep(experiments, jobs=1, progress=False)
-    earlier = table.drop(columns="head_lr").assign(run=["old-1", "old-2"])
-    stranger = earlier.iloc[:1].assign(depth=7, run="stranger")
-    results.save_results("mlp_chaos", pd.concat([earlier, stranger]))
-    assert list(convert_bank()) == [("mlp_chaos", "2 runs renamed")]
-    assert lab.load_results("mlp_chaos")["run"].tolist() == [*table["run"], "stranger"]
+    names = []
+    for one in experiments:
+        settings = one.settings()
+        del settings["training"]["head_lr"]
+        names.append(run_identity(settings, load_experiment_data(one))[:16])
+    results.save_results("mlp_chaos", table.drop(columns="head_lr").assign(run=names))
+    return names, table["run"].tolist()
+
+
+def test_banked_rows_get_the_names_that_their_runs_have_now(banked):
+    _, now = banked
+    stranger = lab.load_results("mlp_chaos").iloc[:1].assign(depth=7, run="stranger")
+    results.save_results("mlp_chaos", pd.concat([lab.load_results("mlp_chaos"), stranger]))
+    assert list(convert_bank()) == [("mlp_chaos", f"{len(now)} runs renamed")]
+    assert lab.load_results("mlp_chaos")["run"].tolist() == [*now, "stranger"]
     assert list(convert_bank()) == []
+
+
+def test_banked_rows_of_other_code_or_beside_a_value_that_is_no_default_keep_their_names(banked, monkeypatch):
+    before, _ = banked
+    changed = [one.override(head_lr=2.0) for one in conversion.grid("mlp_chaos", profile="smoke")]
+    with monkeypatch.context() as patched:
+        patched.setattr(conversion, "grid", lambda name, profile: changed)
+        assert list(convert_bank()) == []
+    monkeypatch.setitem(VERSIONS, lab.MLP, 99)
+    assert list(convert_bank()) == []
+    assert lab.load_results("mlp_chaos")["run"].tolist() == before
+
+
+def test_a_run_whose_settings_are_cut_off_stays(earlier):
+    _, folder = earlier
+    (folder / "experiment.yaml").write_text("data:\nmodel:\n")
+    ((name, outcome),) = convert_store()
+    assert name == folder.name
+    assert outcome.startswith("left as it is (")

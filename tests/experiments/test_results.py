@@ -83,6 +83,33 @@ def test_a_name_that_is_not_banked_is_refused_with_the_nearest(bank):
         lab.load_results(3)
 
 
+@pytest.mark.parametrize("content", [b"", "run,processor\n1,Müller\n".encode("latin-1")], ids=["empty", "Latin-1"])
+def test_a_file_that_is_no_table_is_named(bank, content):
+    bank.mkdir()
+    (bank / "broken.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.csv can't be read as a table"):
+        results.banked_rows()
+
+
+def test_a_row_that_was_cut_off_counts_as_no_run(store, bank, tiny):
+    table = lab.sweep([tiny, tiny.override(seed=1)], jobs=1, progress=False)
+    path = results.save_results("some", table)
+    text = path.read_text()
+    path.write_text(text[: text.rindex(table["torch"].iloc[1])])
+    assert list(results.banked_rows()) == table["run"].tolist()[:1]
+
+
+def test_a_part_of_a_sweep_replaces_rows_of_other_data_and_keeps_those_of_the_same(store, bank, tiny):
+    sweep = [tiny.override(seed=seed) for seed in range(3)]
+    table = lab.sweep(sweep[:2], jobs=1, progress=False)
+    results.save_results("some", table.assign(run=["same", "other"], data=[table["data"].iloc[0], "others"]))
+    results.save_sweep("some", sweep)
+    assert lab.load_results("some")["run"].tolist() == ["same", *table["run"]]
+    results.save_results("some", table.rename(columns={"run": "runs"}))
+    with pytest.raises(ValueError, match="it has no column run"):
+        results.save_sweep("some", sweep)
+
+
 @pytest.mark.parametrize("name", BANKED)
 def test_what_is_banked_has_the_types_of_a_new_table(name):
     banked = lab.load_results(name)

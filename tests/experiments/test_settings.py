@@ -205,6 +205,22 @@ def test_files_and_profiles_that_do_not_exist_are_named(tmp_path):
         lab.Experiment.load("mlp_mnist", profile="fast")
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"data": {"name": "mnist", "limt": 100}}, ["limt", "did you mean limit"]),
+        ({"data": {}}, ["data.name", "no default"]),
+        ({"model": {"kind": "mlp", "depth": 1, "width": 4, "residul": True}}, ["residul", "did you mean residual"]),
+        ({"model": {"kind": "mlp", "width": 4}}, ["model.depth", "no default"]),
+    ],
+)
+def test_an_experiment_of_ones_own_names_wrong_settings_as_well(changed, words):
+    given = {"data": {"name": "mnist"}, "model": {"kind": "mlp", "depth": 1, "width": 4}} | changed
+    with pytest.raises(lab.SettingError) as caught:
+        lab.Experiment(name="own", training=lab.Training(epochs=1), **given)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
 def test_a_grid_is_every_combination_once():
     experiments = lab.grid("mlp_mnist", axes={"depth": [1, 2, 3], "training.seed": [0, 1]}, width=8)
     found = [(e.model["depth"], e.training.seed) for e in experiments]
@@ -228,6 +244,7 @@ def test_an_override_of_an_axis_replaces_it():
         ({"depth": [1, 0]}, ["model.depth", "0"]),
         ({"depth": [1], "model.depth": [2]}, ["sweep", "each setting once"]),
         (None, ["sweep", "mlp_mnist"]),
+        ([], ["sweep", "mlp_mnist"]),
     ],
 )
 def test_wrong_grids_are_named(axes, words):

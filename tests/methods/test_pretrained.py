@@ -60,6 +60,30 @@ def test_a_record_of_another_network_is_refused(folder):
         lab.load_pretrained("small")
 
 
+@pytest.mark.parametrize("record", ["{}", "[]", "null"])
+def test_a_record_without_a_checksum_is_refused(folder, record):
+    (folder / "small.json").write_text(record)
+    with pytest.raises(lab.CheckpointError, match=r"small\.json can't be read \(it names no checksum"):
+        lab.load_pretrained("small")
+
+
+def test_a_network_that_can_not_be_written_whole_leaves_the_old_one(backbone, folder, shapes, pretraining, monkeypatch):
+    other = copy.deepcopy(backbone)
+    torch.nn.init.ones_(other.head.weight)
+
+    def full(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(type(folder), "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        pretrained.save_pretrained("small", other, shapes, settings=pretraining.settings(), metrics={"data": "other"})
+    monkeypatch.undo()
+    monkeypatch.setattr(pretrained, "checkpoints_folder", lambda: folder)
+    model, _ = lab.load_pretrained("small")
+    assert torch.equal(model.head.weight, backbone.head.weight)
+    assert {path.name for path in folder.iterdir()} == {"small.json", "small.safetensors"}
+
+
 def test_weights_that_do_not_fit_the_settings_are_refused(folder):
     path = folder / "small.safetensors"
     tensors, record = load_tensors(path)

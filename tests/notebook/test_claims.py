@@ -165,6 +165,14 @@ def test_a_side_that_mixes_settings_or_has_no_runs_is_refused(bank):
         Comparison(**TWO_BEAT_ONE, where={"width": 16}).compare()
 
 
+def test_runs_on_different_data_are_not_compared(bank):
+    table = results.load_results("some").assign(data="MNIST")
+    for changed in (table["seed"] == 0, table["depth"] == 2):
+        results.save_results("some", table.assign(data=table["data"].where(~changed, "stand-ins")))
+        with pytest.raises(lab.SettingError, match="differ in data as well"):
+            Comparison(**TWO_BEAT_ONE, where={"width": 8}).compare()
+
+
 def test_settings_that_a_table_does_not_know_have_their_defaults(bank):
     table = results.load_results("some")
     newer = table[table["depth"] == 2].assign(depth=5, head_lr=2.0, averaging=0.0)

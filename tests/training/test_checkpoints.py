@@ -73,8 +73,9 @@ SAME = {"model": lambda: lab.MLP(2, 16), "data": lambda data: data, "training": 
         ({"data": other_split}, ["another data", "'digest': "]),
         ({"data": other_labels}, ["another data", "'digest': "]),
         ({"data": lambda data: replace(data, title="others")}, ["another data", "'title': 'others'"]),
+        ({"data": lambda data: replace(data, mean=0 * data.mean)}, ["another data", "'mean': [0.0]"]),
     ],
-    ids=["width", "twin", "epochs", "averaging", "split", "labels", "title"],
+    ids=["width", "twin", "epochs", "averaging", "split", "labels", "title", "normalisation"],
 )
 def test_a_checkpoint_of_something_else_is_refused(kept, few, changed, words):
     settings = SAME | changed

@@ -118,8 +118,8 @@ class Comparison:
 
 
 def compared_settings(runs: pd.DataFrame) -> list[str]:
-    """The columns that are settings."""
-    return [name for name in runs if name in setting_types()]
+    """The columns that are settings, and the title of the data."""
+    return [name for name in runs if name in setting_types() or name == "data"]
 
 
 def values_of(runs: pd.DataFrame, name: str) -> set[str]:
