@@ -17,6 +17,8 @@ from labutils.training.numerics import autocast, prepare
 from labutils.training.settings import Training
 from labutils.training.stop_button import phase
 
+NO_LABEL = -(2**31)  # PyTorch leaves out labels of -100 unless told otherwise
+
 
 @dataclass(frozen=True)
 class Distillation:
@@ -77,7 +79,7 @@ def distillation_loss(
         The mean over the batch, in nats.
 
     Raises:
-        SettingError: an argument that is not allowed, or logits of other shapes.
+        SettingError: an argument that is not allowed, logits of other shapes, or a label that no class has.
     """
     check_distillation(temperature, alpha)
     if teacher_logits.shape != student_logits.shape:
@@ -91,7 +93,11 @@ def distillation_loss(
         reduction="batchmean",
         log_target=True,
     )
-    hard = F.cross_entropy(student, labels)
+    try:
+        hard = F.cross_entropy(student, labels, ignore_index=NO_LABEL)
+    except IndexError as error:  # to look at the labels beforehand would make a GPU wait at each step
+        allowed = f"0 to {student.shape[1] - 1}, of {student.shape[1]} classes"
+        raise SettingError("labels", f"{labels.min().item()} to {labels.max().item()}", allowed) from error
     return (1 - alpha) * hard + alpha * temperature**2 * soft
 
 

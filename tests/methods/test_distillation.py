@@ -103,6 +103,14 @@ def test_logits_of_other_classes_are_named():
         lab.distillation_loss(student, teacher[:, :4], labels, temperature=2.0, alpha=0.5)
 
 
+@pytest.mark.parametrize("wrong", [5, -1, -100])
+def test_labels_beyond_the_classes_are_named(wrong):
+    student, teacher, labels = drawn(0)
+    labels[2] = wrong
+    with pytest.raises(lab.SettingError, match=rf"labels: .*{wrong}.* allowed: 0 to 4, of 5 classes"):
+        lab.distillation_loss(student, teacher, labels, temperature=2.0, alpha=0.5)
+
+
 # Teachers
 
 
