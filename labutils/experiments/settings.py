@@ -99,6 +99,8 @@ class Experiment:
             cost_of(self.model)
         if self.transfer.backbone and self.distillation.teacher:
             raise SettingError("distillation.teacher", self.distillation.teacher, "null beside a transfer.backbone")
+        if self.transfer.backbone and self.training.whitening:
+            raise SettingError("training.whitening", True, "false beside a transfer.backbone, which has filters")
         if self.transfer.method != "fine_tuning" and self.measurement.gradients:
             raise SettingError("measurement.gradients", True, f"false for {self.transfer.method}, which takes no steps")
 

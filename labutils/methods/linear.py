@@ -1,5 +1,6 @@
 """Linear classifiers of frozen features: support vector machines and the linear probe, found by L-BFGS."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -66,12 +67,16 @@ def linear_head(
     features, labels = train
     check_features(features, labels)
     check_number("C", C, 0, open_ends="low")
+    if len(features) < 2:
+        raise SettingError("features", tuple(features.shape), "two rows or more")
     counts = labels.bincount()
     if not counts.all():
         raise SettingError("labels", f"none of class {counts.argmin().item()}", "training features of each class")
-    mean, std = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+    shifted = features - features[0]  # exactly 0 where a feature is the same for all
+    std = shifted.std(dim=0)
+    mean, std = features[0] + shifted.mean(dim=0), std.where(std > 0, 1)
     # The bias is the weight of one more feature, so that it is kept small like the others.
-    inputs = torch.cat([(features - mean) / std, torch.ones_like(features[:, :1])], dim=1)
+    inputs = torch.cat([(shifted - shifted.mean(dim=0)) / std, torch.ones_like(features[:, :1])], dim=1)
     weight = torch.zeros(len(counts), inputs.shape[1], device=inputs.device, requires_grad=True)
     scale = 1 / (C * len(inputs))
     solver = torch.optim.LBFGS(
@@ -95,8 +100,8 @@ def linear_head(
 def best_c(fit_head: Callable[..., nn.Linear], train: Features, validation: Features | None) -> float:
     """The C whose head classifies most validation features correctly; of several such, the smallest.
 
-    FIRST_C are tried first. While the best of all that were tried is the smallest or the largest of them, the next
-    power of ten is tried too: the best of a grid may lie beyond its edge.
+    FIRST_C are tried first. While the smallest or the largest of all that were tried is better than every other, the
+    next power of ten is tried too: the best of a grid may lie beyond its edge.
 
     Raises:
         SettingError: there is no validation split.
@@ -108,6 +113,7 @@ def best_c(fit_head: Callable[..., nn.Linear], train: Features, validation: Feat
     while wanted:
         found |= {C: score(fit_head(train, C=C), validation)["top1"] for C in wanted}
         best = max(sorted(found), key=found.get)
-        beyond = {min(found): min(found) / 10, max(found): max(found) * 10}.get(best)
-        wanted = [beyond] if beyond and SMALLEST_C <= beyond <= LARGEST_C else []
+        steps = {min(found): -1, max(found): 1}.get(best, 0) * (list(found.values()).count(found[best]) == 1)
+        beyond = 10.0 ** (round(math.log10(best)) + steps)
+        wanted = [beyond] if steps and SMALLEST_C <= beyond <= LARGEST_C else []
     return best

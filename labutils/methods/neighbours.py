@@ -53,12 +53,16 @@ class NeighbourHead(nn.Module):
         self.in_features, self.out_features = features.shape[1], int(labels.max()) + 1
         self.counts = labels.bincount().tolist()
         by_class = labels.argsort(stable=True)
+        self.register_buffer("centre", features.mean(dim=0), persistent=False)
         self.register_buffer("features", self.projected(features[by_class]), persistent=False)
         self.register_buffer("labels", labels[by_class], persistent=False)
 
     def projected(self, features: torch.Tensor) -> torch.Tensor:
-        """Features as their distances are measured: for cosine on the unit sphere."""
-        return F.normalize(features, dim=1) if self.metric == "cosine" else features
+        """Features as their distances are measured: on the unit sphere for cosine, else from their centre.
+
+        Far from 0 the squares below would leave no digits for what differs.
+        """
+        return F.normalize(features, dim=1) if self.metric == "cosine" else features - self.centre
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  the field's own abbreviation
 
 from labutils.data.loading import ImageData, Split
-from labutils.errors import SettingError, check_number, check_whole
+from labutils.errors import SettingError, check_finite, check_number, check_whole
 from labutils.models.mlp import MLP, initial_scale
 from labutils.models.resnet import ResNet
 from labutils.training.evaluation import evaluate
@@ -337,6 +337,7 @@ def calibration(logits: torch.Tensor, labels: torch.Tensor, *, bins: int = 15) -
     import pandas as pd
 
     check_whole("bins", bins, 1)
+    check_finite("logits", logits)
     confidence, found = logits.cpu().double().softmax(dim=1).max(dim=1)
     table = pd.DataFrame({"confidence": confidence, "accuracy": (found == labels.cpu()).double()})
     number = (confidence * bins).long().clamp_max(bins - 1).numpy()

@@ -19,7 +19,7 @@ from labutils.methods.pretrained import load_pretrained
 from labutils.models.building import build_model
 from labutils.models.resnet import CNN
 from labutils.training.callbacks import Callback, Continues
-from labutils.training.history import History, Interrupted
+from labutils.training.history import Diverged, History, Interrupted
 from labutils.training.loop import fit
 from labutils.training.settings import Training
 
@@ -171,7 +171,13 @@ def fine_tune(
                 progress=progress,
             )
         except Interrupted as interrupt:
-            raise Interrupted(earlier.followed_by(interrupt.history)) from None
+            history = earlier.followed_by(interrupt.history)
+            if earlier.rows and history.best_epoch <= len(earlier.rows):
+                model.load_state_dict(best)
+            raise Interrupted(history) from None
+        except Diverged as error:
+            joined = earlier.followed_by(error.history)
+            raise Diverged(len(earlier.rows) + error.epoch, error.step, error.loss, joined) from None
         history = earlier.followed_by(latest)
         if history.best_epoch <= len(earlier.rows):
             model.load_state_dict(best)

@@ -86,6 +86,7 @@ class Diverged(ArithmeticError):
 
     Attributes:
         epoch, step: where it did, both counted from 1.
+        loss: what it became.
         history: the epochs before.
     """
 
@@ -94,7 +95,7 @@ class Diverged(ArithmeticError):
             f"the training loss became {loss} in epoch {epoch}, step {step}. Try a lower learning rate, "
             "normalization, another initialisation, or precision='fp32'"
         )
-        self.epoch, self.step, self.history = epoch, step, history
+        self.epoch, self.step, self.loss, self.history = epoch, step, loss, history
 
 
 class Interrupted(KeyboardInterrupt):

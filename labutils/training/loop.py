@@ -64,7 +64,8 @@ def fit(
         The history; also after a stop that `stoppable` allowed, with `interrupted` set.
 
     Raises:
-        SettingError: a model that does not fit the data, or no stem to be whitened.
+        SettingError: a model that does not fit the data, no stem to be whitened, patience without a validation split,
+            or label smoothing beside a loss.
         CheckpointError: the checkpoint is damaged, or of another model, data set or training.
         Diverged: the loss became NaN or infinite.
         OutOfMemory: the model and a batch do not fit into memory; the message says what to lower.
@@ -72,10 +73,13 @@ def fit(
     """
     check_fit(model, data, training)
     prepare(model, data.device)
+    if loss is not None and training.label_smoothing:
+        raise SettingError("label_smoothing", training.label_smoothing, "0 beside a loss of one's own")
     loss = loss or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
     precision = autocast(model, data.device, training.precision)
     state = State(model, data, training, in_order(training, callbacks, checkpoint, progress))
     optimizer, history, notify = state.optimizer, state.history, state.notify
+    optimizer.zero_grad()  # of whatever was computed with the model before
     tried = memory_errors(model, min(training.batch_size, len(data.train)), lower="batch_size")
     with tried, seeded(training.seed, data.device), best_weights_at_the_end(state):
         notify("before_training")
@@ -166,6 +170,8 @@ def check_fit(model: nn.Module, data: ImageData, training: Training) -> None:
         raise SettingError("training", training, "settings, such as lab.Training(epochs=3)")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise SettingError("model", model, "a network with weights that learn")
+    if training.patience is not None and data.validation is None:
+        raise SettingError("patience", training.patience, "None without a validation split to judge epochs by")
     normalised = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
     if normalised and 1 in (training.batch_size, len(data.train) % training.batch_size):
         raise SettingError(

@@ -51,6 +51,8 @@ def parameter_groups(model: nn.Module, training: Training) -> list[dict]:
     head, *below = split_at_head(model)
     if training.stage_lr != 1:
         below = [learning_parameters(part) for part in reversed([model.stem, *model.stages])]
+        if sum(map(len, [head, *below])) < len(learning_parameters(model)):
+            raise SettingError("stage_lr", training.stage_lr, "1 for a network with layers beside its stages")
     rates = [training.head_lr, *(training.stage_lr**distance for distance in range(1, len(below) + 1))]
     groups = zip([head, *below], rates, strict=True)
     return [{"params": learning, "lr": training.lr * rate} for learning, rate in groups if learning]
@@ -92,7 +94,7 @@ def make_scheduler(
                 optimizer,
                 [group["lr"] for group in optimizer.param_groups],
                 total_steps=total,
-                pct_start=WARM_UP if WARM_UP * total > 1 else 2 / total,  # a step at least
+                pct_start=max(WARM_UP, 2 / total),  # a step at least, so that the peak is reached
                 anneal_strategy=CYCLES[training.scheduler],
                 cycle_momentum=False,  # it stays what it was set to
             )

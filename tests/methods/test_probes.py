@@ -281,6 +281,11 @@ def test_a_network_that_is_as_often_right_as_it_is_sure_is_calibrated():
     assert probes.calibration_error(logits / 3, labels) > 0.1  # not sure enough
 
 
+def test_logits_that_are_no_numbers_are_not_calibrated():
+    with pytest.raises(lab.SettingError, match="logits: 'not finite in row 1'"):
+        probes.calibration_error(torch.tensor([[1.0, 2.0], [math.nan, 0.0]]), torch.tensor([1, 0]))
+
+
 def test_the_calibration_error_of_a_few_answers_by_hand():
     probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.45, 0.55]])
     labels = torch.tensor([0, 1, 0, 0])

@@ -94,7 +94,7 @@ def test_the_penalty_is_the_one_that_validation_prefers_and_no_edge_of_what_was_
     tried = {}
 
     def fit_head(train, *, C):  # noqa: N803
-        tried[C] = abs(math.log10(C * scale) + 0.5)  # 0.5 from the best, which lies between two powers of ten
+        tried[C] = abs(math.log10(C * scale) + 0.7)  # the best lies between two powers of ten
         return C
 
     monkeypatch.setattr(linear, "score", lambda head, validation: {"top1": -round(tried[head], 6)})
@@ -111,9 +111,35 @@ def test_penalties_that_do_equally_well_are_not_tried_without_end():
         tried.append(C)
         return linear.svm_head(train, C=1.0)
 
-    linear.best_c(fit_head, train, train)
-    assert min(tried) >= linear.SMALLEST_C / 2
-    assert len(tried) < 20
+    assert linear.best_c(fit_head, train, train) == min(linear.FIRST_C)
+    assert tried == list(linear.FIRST_C)
+
+
+@pytest.mark.parametrize("fit_head", [linear.svm_head, linear.probe_head])
+@pytest.mark.parametrize("constant", [3.3, 12345.678])
+def test_a_constant_feature_and_a_small_scale_change_no_answer(fit_head, constant):
+    (features, labels), (others, _) = blobs(300, 4), blobs(300, 4, seed=1)
+
+    def beside(table):
+        return torch.cat([1e-7 * table, torch.full((len(table), 1), constant)], dim=1)
+
+    head = fit_head((beside(features), labels))
+    with torch.no_grad():
+        assert torch.allclose(head(beside(others)), fit_head((features, labels))(others), atol=1e-2)
+    assert head.weight[:, -1].abs().max() < 1e-6
+    with pytest.raises(lab.SettingError, match="two rows or more"):
+        fit_head((features[:1], labels[:1]))
+
+
+def test_euclidean_neighbours_far_from_zero_are_those_of_scikit_learn():
+    from sklearn.neighbors import KNeighborsClassifier
+
+    generator = torch.Generator().manual_seed(0)
+    features, queries = (torch.randn(count, 64, generator=generator) + 1000 for count in (400, 200))
+    labels = torch.arange(400) % 100
+    head = NeighbourHead((features, labels), k=1, metric="euclidean")
+    expected = KNeighborsClassifier(1, algorithm="brute").fit(features.double(), labels).predict(queries.double())
+    assert (head(queries).argmax(1).numpy() == expected).mean() > 0.97
 
 
 @pytest.mark.parametrize("method", [lab.knn, lab.linear_svm, lab.linear_probe])

@@ -1,5 +1,6 @@
 """Transfers as experiments."""
 
+import math
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ import labutils as lab
 from labutils.experiments import running, store
 from labutils.experiments.running import load_experiment_data
 from labutils.methods import pretrained, transfer
-from labutils.training import Callback
+from labutils.training import Callback, loop
 from labutils.training.checkpoints import save_tensors
 
 
@@ -181,3 +182,48 @@ def test_a_damaged_teacher_is_not_taken_for_a_damaged_checkpoint(backbone, recwa
     with pytest.raises(lab.CheckpointError):
         lab.run(taught, progress=False)
     assert not [warning for warning in recwarn if issubclass(warning.category, lab.DamagedRun)]
+
+
+def test_an_interrupt_in_a_later_phase_leaves_the_best_epochs_weights(backbone, monkeypatch):
+    """The first phase's accuracy is made the best; the second phase is interrupted after a worse epoch."""
+    experiment, kept = transfer_of(stages=1, progressive=True, epochs=6, name="cifar100"), {}
+    accuracies = iter([0.5, 0.4, 0.1])
+    monkeypatch.setattr(
+        loop, "validation_figures", lambda state: {"validation_loss": 1.0, "validation_accuracy": next(accuracies)}
+    )
+
+    def watch(state):
+        if len(state.whole_history.rows) == 1 and state.step == 0:
+            kept.update({name: tensor.clone() for name, tensor in state.model.state_dict().items()})
+        if len(state.whole_history.rows) == 3:
+            raise KeyboardInterrupt
+
+    data = load_experiment_data(experiment)
+    model = running.build_for(experiment, data)
+    with pytest.raises(lab.Interrupted) as caught:
+        transfer.fine_tune(model, data, experiment.training, experiment.transfer, progress=False,
+                           callbacks=[Act(before_step=watch)])  # fmt: skip
+    assert caught.value.history.best_epoch == 1
+    assert all(torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_divergence_in_a_later_phase_is_told_with_the_epochs_before(backbone):
+    experiment = transfer_of(stages=1, progressive=True, epochs=6, name="cifar100")
+
+    def spoil(state):
+        if len(state.whole_history.rows) == 3:
+            with torch.no_grad():
+                state.model.head.bias += math.nan
+
+    data = load_experiment_data(experiment)
+    model = running.build_for(experiment, data)
+    with pytest.raises(lab.Diverged, match=r"nan in epoch 4, step 1\.") as caught:
+        transfer.fine_tune(model, data, experiment.training, experiment.transfer, progress=False,
+                           callbacks=[Act(before_step=spoil)])  # fmt: skip
+    assert caught.value.epoch == 4
+    assert len(caught.value.history.rows) == 3
+
+
+def test_a_pretrained_stem_is_not_whitened():
+    with pytest.raises(lab.SettingError, match=r"training.whitening: True .* beside a transfer\.backbone"):
+        transfer_of(whitening=True)

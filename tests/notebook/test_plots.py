@@ -121,6 +121,21 @@ def test_origin_says_what_results_rest_on(results):
     assert "n = 1 seed;" in plots.origin(results.drop(columns="seed"))
 
 
+def test_captions_are_about_what_is_drawn_and_missing_figures_are_named(results):
+    strangers = pd.concat([results, results.assign(normalization="layer", epochs=50)])
+    panels = {"plain": {"normalization": "none"}}
+    assert "; 3 epochs;" in plots.depth_width_heatmap(strangers, panels=panels).caption
+    results.loc[3, "test_top1"] = float("nan")
+    everything = {"all": {}}
+    for draw in (
+        lambda: plots.depth_width_heatmap(results),
+        lambda: plots.accuracies(results, everything, metric="test_top1"),
+        lambda: plots.accuracy_by_depth(results, everything, metric="test_top1"),
+    ):
+        with pytest.raises(SettingError, match="test_top1: 'missing: row 3'"):
+            draw()
+
+
 def test_a_caption_counts_the_seeds_of_each_label(results):
     alike = {"every seed": {"width": 16}, "one seed": {"width": 16, "seed": 0}}
     figure = plots.accuracies(results, alike, metric="test_top1")
@@ -432,6 +447,7 @@ def test_gradient_heatmaps_share_one_scale():
         {"epoch": [1, 1, 2, 2], "layer": [1, 2, 1, 2], "kind": "weight", "norm": [1e-3, 1.0, 1e-2, 0.0]}
     )
     biases = probes.assign(kind="bias", norm=1e9)
+    probes = pd.concat([probes, probes.assign(norm=1e-9)])  # the weights of a layer's normalization, which follow it
     figure = plots.gradient_heatmaps(
         {"plain": pd.concat([probes, biases], ignore_index=True), "residual": probes.assign(norm=100.0)}
     )

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import labutils as lab
+from labutils.training.evaluation import accuracies
 from labutils.training.stop_button import Stopped, stoppable
 
 
@@ -24,6 +25,17 @@ class Fixed(nn.Module):
         chosen = self.logits[self.seen : self.seen + len(images)]
         self.seen += len(images)
         return chosen
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1_000), values=st.integers(1, 4))
+def test_of_classes_that_tie_the_earlier_ones_come_first(seed, values):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(values, (50, 9), generator=generator).float()
+    labels = torch.randint(9, (50,), generator=generator)
+    order = (-logits).argsort(dim=1, stable=True)
+    expected = {f"top{k}": (order[:, :k] == labels[:, None]).any(1).double().mean().item() for k in (1, 5)}
+    assert accuracies(logits, labels) == pytest.approx(expected)
 
 
 @settings(max_examples=20)

@@ -116,6 +116,22 @@ def test_without_validation_the_last_epoch_counts(few):
         lab.evaluate(lab.MLP(1, 8), "validation", data)
 
 
+def test_patience_without_validation_is_refused(few):
+    with pytest.raises(lab.SettingError, match=r"patience: 2 .* without a validation split"):
+        trained(replace(few, validation=None), lab.Training(epochs=2, patience=2))
+
+
+def test_gradients_of_before_are_forgotten(few, one_thread):
+    losses = []
+    for stale in (False, True):
+        torch.manual_seed(0)
+        model = lab.MLP(1, 8)
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 9.0) if stale else None
+        losses.append(lab.fit(model, few, lab.Training(epochs=1), progress=False).frame["train_loss"].item())
+    assert losses[0] == losses[1]
+
+
 def test_training_in_bf16_works(digits):
     _, history = trained(digits, lab.Training(epochs=2, precision="bf16"))
     assert history.frame["train_loss"].is_monotonic_decreasing
@@ -151,6 +167,10 @@ def test_a_model_of_other_images_is_named(few, model, words):
         ({"model": lab.MLP(1, 4).requires_grad_(False)}, "model: .* with weights that learn"),
         ({"data": "mnist"}, "data: 'mnist' .* as load_data gives it"),
         ({"training": 3}, r"training: 3 .* lab.Training\(epochs=3\)"),
+        (
+            {"training": lab.Training(epochs=1, label_smoothing=0.1), "loss": F.cross_entropy},
+            "label_smoothing: 0.1 .* 0 beside a loss of one's own",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(few, arguments, words):

@@ -93,6 +93,13 @@ def test_networks_without_a_head_or_stages_are_named(settings, named):
         make_optimizer(net, lab.Training(epochs=1, **settings))
 
 
+def test_layers_beside_the_stages_are_not_left_out_of_rates_by_stage():
+    net = lab.ResNet((1, 1, 1, 1), width=2)
+    net.neck = torch.nn.Linear(16, 16)
+    with pytest.raises(lab.SettingError, match=r"stage_lr: 0.5 .* layers beside its stages"):
+        make_optimizer(net, lab.Training(epochs=1, stage_lr=0.5))
+
+
 def test_muon_learns(digits):
     torch.manual_seed(0)
     model = lab.MLP(2, 32)
@@ -120,6 +127,19 @@ def test_onecycle_rises_to_the_rate_and_falls(few):
     assert max(rates) == pytest.approx(0.01, rel=0.05)
     assert rates.index(max(rates)) == 0  # the first epoch is the tenth in which it rises
     assert rates[-1] < 1e-5
+
+
+@pytest.mark.parametrize("scheduler", ["onecycle", "triangular"])
+@pytest.mark.parametrize("steps", range(3, 30))
+def test_a_cycle_of_any_length_reaches_its_peak(scheduler, steps):
+    training = lab.Training(epochs=1, lr=0.1, scheduler=scheduler)
+    optimizer = make_optimizer(lab.MLP(1, 4), training)
+    schedule, rates = make_scheduler(optimizer, training, steps), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step() if len(rates) < steps else None
+    assert max(rates) == pytest.approx(0.1, rel=0.06 if steps > 20 else 1e-6)
 
 
 @pytest.mark.parametrize("scheduler", ["onecycle", "triangular"])

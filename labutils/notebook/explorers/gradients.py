@@ -56,7 +56,7 @@ class GradientExplorer(Explorer):
         """Measure the network chosen now, and redraw."""
         with seeded(SEED, self.data.device):
             model = MLP(**self.model_settings()).to(self.data.device)
-        profile = activation_gradients(model, self.images, self.labels)
+            profile = activation_gradients(model, self.images, self.labels)
         if self.profile is not None:
             self.earlier = [*self.earlier, self.profile][-plots.EARLIER_PROFILES :]
         self.profile = profile

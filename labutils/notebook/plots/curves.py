@@ -79,7 +79,7 @@ def accuracy_against(
     Raises:
         SettingError: no run matches a line.
     """
-    shown = select(results, lines)
+    shown = select(results, lines, metric=metric)
     figure, ((axis,),) = chart("Lines of mean accuracy with bands", height=4.2, caption=origin(shown))
     axis.set_xscale("log" if logarithmic else "linear")
     draw_lines(axis, shown, x=across, y=metric)

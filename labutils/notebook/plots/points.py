@@ -26,7 +26,7 @@ def accuracies(results: DataFrame, rows: Groups, *, metric: str, lines: Mapping[
     Raises:
         SettingError: no run matches a row.
     """
-    shown = select(results, rows, kind="row")
+    shown = select(results, rows, kind="row", metric=metric)
     figure, ((axis,),) = chart("Points of accuracy", height=1.0 + 0.24 * len(rows), caption=origin(shown))
     colours = {label: kind_colour(label) for label in rows}
     points = {"data": shown, "x": metric, "y": "label", "hue": "label", "palette": colours, "legend": False, "ax": axis}
@@ -75,7 +75,7 @@ def ladder(results: DataFrame, rungs: Groups) -> Chart:
     Raises:
         SettingError: no run matches a rung.
     """
-    shown = select(results, rungs, kind="rung")
+    shown = select(results, rungs, kind="rung", metric="test_top1")
     shows, height = "Points of accuracy by rung, and against cost", 1.2 + 0.3 * len(rungs)
     figure, ((left, right),) = chart(shows, 1, 2, height=height, caption=origin(shown), width_ratios=(3, 2))
     places = []

@@ -7,6 +7,7 @@ import pandas as pd
 from pandas import DataFrame
 
 from labutils.errors import SettingError, UnknownSetting
+from labutils.notebook.finished import check_finished
 
 Tables = Mapping[str, DataFrame]  # by the label of a line or the title of a panel
 Groups = Mapping[str, Mapping[str, object]]  # the values that a line's (or row's, panel's) runs have, by its label
@@ -44,16 +45,17 @@ def matching(results: DataFrame, chosen: Mapping[str, object]) -> DataFrame:
     return results
 
 
-def select(results: DataFrame, groups: Groups, *, kind: str = "line") -> DataFrame:
+def select(results: DataFrame, groups: Groups, *, kind: str = "line", metric: str | None = None) -> DataFrame:
     """The rows of each group one below the other, with the group's name in the column `label`.
 
     Args:
         results: one row per run.
         groups: the values that each group's runs have, by the group's label.
         kind: what a group is in the figure, for the error's message.
+        metric: the column that is to be averaged.
 
     Raises:
-        SettingError: there are no groups, a column does not exist, or no run matches a group.
+        SettingError: there are no groups, a column does not exist, no run matches a group, or a run has no such figure.
     """
     if not groups:
         raise SettingError(f"{kind}s", dict(groups), f"at least one {kind}: a label and the values that its runs have")
@@ -61,6 +63,8 @@ def select(results: DataFrame, groups: Groups, *, kind: str = "line") -> DataFra
     for label, runs in found.items():
         if runs.empty:
             raise SettingError(f"{kind} {label!r}", dict(groups[label]), "values that at least one run has")
+        if metric is not None:
+            check_finished(runs, metric)
     return labelled(found)
 
 

@@ -71,10 +71,11 @@ def depth_width_heatmap(
     Raises:
         SettingError: no run matches a panel.
     """
-    groups = select(results, panels or {"": {}}, kind="panel").groupby("label", sort=False)
+    shown = select(results, panels or {"": {}}, kind="panel", metric=metric)
+    groups = shown.groupby("label", sort=False)
     rows, columns = -(-len(groups) // 2), min(len(groups), 2)
     shows = "Heatmaps of accuracy by depth and width"
-    figure, axes = chart(shows, rows, columns, height=0.9 + 3.1 * rows, caption=origin(results))
+    figure, axes = chart(shows, rows, columns, height=0.9 + 3.1 * rows, caption=origin(shown))
     pivot = {"index": depth, "columns": "width", "values": metric, "aggfunc": ["mean", "std"], "dropna": False}
     tables = {title: 100 * runs.pivot_table(**pivot) for title, runs in groups}
     worst = 100 * (1 - 2 * chance)  # the error rate up to which a network has learnt something
@@ -124,7 +125,7 @@ def gains(results: DataFrame, *, rows: str, columns: str, labels: Mapping[str, s
 
 
 def gradient_heatmaps(panels: Tables, *, caption: str = "") -> Chart:
-    """Gradient norms of the weights by layer and epoch, one panel per network, on one logarithmic colour scale.
+    """Gradient norms of the layers' weights by layer and epoch, a panel a network, on one logarithmic colour scale.
 
     Args:
         panels: by the panel's title, one row per layer and epoch, with epoch, layer, kind and norm, as `gradient_norms`
@@ -132,7 +133,9 @@ def gradient_heatmaps(panels: Tables, *, caption: str = "") -> Chart:
         caption: what the data are.
     """
     figure, (axes,) = chart("Heatmaps of gradient norms", 1, len(panels), height=3.8, caption=caption)
-    weights = {title: probes[probes["kind"] == "weight"] for title, probes in panels.items()}
+    weights = {  # a layer's own come before its normalization's
+        title: table.query("kind == 'weight'").drop_duplicates(["epoch", "layer"]) for title, table in panels.items()
+    }
     norms = np.concatenate([table["norm"] for table in weights.values()])
     scale = LogNorm(norms[norms > 0].min(), norms.max())
     for axis, (title, table) in zip(axes, weights.items(), strict=True):
