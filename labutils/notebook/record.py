@@ -90,7 +90,7 @@ class Record:
             return
         try:
             with files.written_whole(self.path) as partial:
-                partial.write_text(json.dumps(kept, indent=1, ensure_ascii=False), encoding="utf-8")
+                partial.write_text(json.dumps(kept, indent=1, ensure_ascii=False), encoding="utf-8", errors="replace")
         except OSError as error:
             self.keep_in_memory(kept, error)
 

@@ -203,6 +203,20 @@ class Unregistered(BatchNorm):
         self.running_mean = mean
 
 
+class Ungraded(BatchNorm):
+    """Normalises without a gradient."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+            if not self.training:
+                mean, var = (tensor.view(-1, 1, 1) for tensor in (self.running_mean, self.running_var))
+            normalised = (x - mean) / self.root(var)
+            if self.training:
+                self.update(x)
+        return normalised * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
 def norm_with(**options):
     return lambda channels: BatchNorm(channels, **options)
 
@@ -366,6 +380,12 @@ READY = {  # what the notebooks let stand in for an answer that is not right
 CLASSES = ("check_mlp", "check_residual_layer", "check_batch_norm", "check_residual_block")
 
 
+def by_forward(teacher, images, size):
+    with torch.no_grad():
+        kept = torch.cat([teacher.eval().forward(batch) for batch in images.split(size)])
+    return lambda indices: kept[indices]
+
+
 def with_options(right, **options):
     """A right answer with a mistake."""
     return lambda *arguments, **settings: right(*arguments, **settings, **options)
@@ -374,6 +394,7 @@ def with_options(right, **options):
 WRONG = {  # by what the verdict has to say
     "check_mlp": {
         "finds 2 tensors, not": mlp_with(hold=list),
+        "linear layers, the head among them": lambda depth, **sizes: MLP(depth=depth + 1, **sizes),
         "one used twice counts once": SharedMLP,
         "should have the shape": TransposedMLP,
         "no ReLU between the layers": mlp_with(activation=nn.Identity),
@@ -392,6 +413,7 @@ WRONG = {  # by what the verdict has to say
         "one loss for each image": with_options(F.cross_entropy, reduction="none"),
         "softmax is taken twice": lambda logits, labels: F.cross_entropy(logits.softmax(1), labels),
         "backward() can't go through": lambda logits, labels: F.cross_entropy(logits, labels).item(),
+        "torch.tensor(...)": lambda logits, labels: torch.tensor(F.cross_entropy(logits, labels).item()),
     },
     "check_layer_backward": {
         "to x forgets the ReLU": with_options(layer_backward, relu=False),
@@ -408,6 +430,8 @@ WRONG = {  # by what the verdict has to say
         "evaluation mode": with_options(train_epoch, mode=False),
         "only the first batch": train_first_batch,
         "mean over the batches": with_options(train_epoch, weighted=False),
+        "gone through only once": lambda net, batches, optimizer: len(list(batches)),
+        "holds on to the graph": lambda *given: torch.tensor(train_epoch(*given), requires_grad=True),
         "a number is expected, not None": lambda *given: [train_epoch(*given)][1:] or None,
     },
     "check_residual_layer": {
@@ -432,6 +456,7 @@ WRONG = {  # by what the verdict has to say
         "the first and the last norm alone": lambda norms: (norms[0] / norms[-1]) ** (1 / (len(norms) - 1)),
         "mean of the ratios": lambda norms: (norms[:-1] / norms[1:]).mean(),
         "logarithms are mixed": lambda norms: 10 ** -slope(norms),
+        "an array of one": lambda norms: torch.tensor([math.exp(-slope(norms))]),
     },
     "check_he_weights": {
         "without a ReLU": lambda outputs, inputs: torch.randn(outputs, inputs) / inputs**0.5,
@@ -488,6 +513,7 @@ WRONG = {  # by what the verdict has to say
         "running_mean should be a buffer": Unregistered,
         "weight and bias should be learnt": lambda channels: nn.BatchNorm2d(channels, affine=False),
         "but not its gradient": norm_with(through=False),
+        "only the update of the running statistics": Ungraded,
         "statistics just updated": norm_with(updated=True),
         "eps belongs under": norm_with(root=lambda var: var.sqrt() + 1e-5),
     },
@@ -504,6 +530,8 @@ WRONG = {  # by what the verdict has to say
         "norm1 is used twice": NormTwice,
         "the module has skip.0.weight, which nothing needs": block_with(project=True),
         "the module has conv1.bias": block_with(bias=True),
+        "changes its input in place": block_with(wire=lambda y, skip: skip.add_(y).relu()),
+        "is part of it detached": block_with(wire=lambda y, skip: (y + skip.detach()).relu()),
     },
     "check_one_cycle": {
         "(the start, peak / 25)": with_options(one_cycle, start=0),
@@ -559,6 +587,7 @@ WRONG = {  # by what the verdict has to say
     "check_cached_teacher": {
         "asked again for each batch": with_options(cached_teacher, again=True),
         "in training mode": with_options(cached_teacher, mode=True),
+        "not by its forward method": by_forward,
         "not each of the": lambda teacher, images, size: cached_teacher(teacher, torch.cat([images, images]), size),
         "torch.no_grad()": with_options(cached_teacher, no_grad=False),
         "the first answers": with_options(cached_teacher, lookup=lambda indices: torch.arange(len(indices))),
@@ -571,6 +600,7 @@ WRONG = {  # by what the verdict has to say
         "at your T = 3": lambda logits, labels: 3.0,
         "Search more finely": lambda logits, labels: 1.1 * temperature_scaling(logits, labels),
         "above 0 is expected": lambda logits, labels: -1,
+        "holds on to the graph": lambda *given: torch.tensor(temperature_scaling(*given), requires_grad=True),
     },
 }
 
@@ -600,6 +630,15 @@ class NoForward(nn.Module):
 def test_a_right_answer_passes(name):
     verdict = getattr(exercises, name)(RIGHT[name])
     assert verdict, verdict
+
+
+def test_a_head_may_begin_at_zero():
+    class ZeroHead(MLP):
+        def __init__(self, *sizes, **named):
+            super().__init__(*sizes, **named)
+            nn.init.zeros_(self.head.weight)
+
+    assert exercises.check_mlp(ZeroHead)
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -652,9 +691,16 @@ def gutted(net, stages):
         ("check_batch_norm", Expanded, "stopped with RuntimeError"),
         ("check_mlp", lambda **sizes: MLP(**sizes).to("meta"), "stopped with NotImplementedError: Cannot copy"),
         ("check_mlp", lambda **sizes: NoForward().train(False), "finds 0 tensors"),
+        ("check_mlp", lambda **sizes: nn.LazyLinear(3), "stopped with RuntimeError: Can't access the shape"),
+        ("check_residual_layer", nn.LazyLinear, "stopped with RuntimeError: Can't access the shape"),
+        (
+            "check_residual_block",
+            lambda *sizes: nn.LazyConv2d(3, 3),
+            "stopped with RuntimeError: Can't access the shape",
+        ),
         ("check_probe", lambda features, labels, classes, decay: Failing(features.shape[1], classes), "SystemExit: 3"),
         ("check_freeze", gutted, "stopped with"),
-        ("check_cached_teacher", lambda *given: lambda indices: torch.full((7, 4), math.nan), "asked again"),
+        ("check_cached_teacher", lambda *given: lambda indices: torch.full((7, 4), math.nan), "is not asked"),
         ("check_temperature_scaling", lambda *given: math.nan, "above 0 is expected"),
         ("check_he_weights", lambda *sizes: torch.full(sizes, math.inf), "variance nan"),
     ],

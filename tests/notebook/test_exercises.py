@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -173,6 +174,12 @@ def with_new_head(net, classes, *, in_place=False, learning=True, size=None, bia
     return other
 
 
+def with_head_of_two(net, classes):
+    given = with_new_head(net, classes)
+    given.head = torch.nn.Sequential(torch.nn.Dropout(0.1), given.head)
+    return given
+
+
 def test_a_new_head_is_checked_by_what_must_stay():
     assert exercises.check_new_head(with_new_head)
     for wrong, word in (
@@ -187,6 +194,8 @@ def test_a_new_head_is_checked_by_what_must_stay():
         ),
         (lambda net, classes: lab.unfreeze(lab.ResNet((1, 1, 1, 1), width=2, classes=classes), 0), "features are not"),
         (lambda net, classes: None, "not None"),
+        (lambda net, classes: torch.nn.Sequential(with_new_head(net, classes)), "a ResNet like the given one"),
+        (with_head_of_two, "a new nn.Linear as its head"),
         (fails, "TypeError"),
     ):
         assert_rejected(exercises.check_new_head(wrong), word)
@@ -273,6 +282,15 @@ def test_a_temperature_is_checked_by_the_entropy_it_gives():
         assert not exercises.check_temperature(wrong)
 
 
+def in_parts_of(logits, labels, bins, ends):
+    """The error in bins that do not span 0 to 1."""
+    confidence, found = (part.numpy() for part in logits.softmax(1).max(1))
+    edges = np.linspace(*(float(end) for end in ends(confidence)), bins + 1)
+    number = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
+    gaps = [(confidence - (found == labels.numpy()))[number == one].sum() for one in range(bins)]
+    return np.abs(gaps).sum() / len(labels)
+
+
 def test_the_calibration_error_is_checked_bin_by_bin():
     def right(logits, labels, bins, *, weighted=True, distance=abs, together=sum):
         confidence, found = logits.softmax(1).max(1)
@@ -295,6 +313,14 @@ def test_the_calibration_error_is_checked_bin_by_bin():
         (lambda logits, labels, bins: bins * right(logits, labels, bins, weighted=False, together=max), "the largest"),
         (with_options(distance=lambda gap: 100 * abs(gap)), "in per cent"),
         (with_options(distance=torch.square), "with 1 bins the error is"),
+        (
+            lambda *given: in_parts_of(*given, lambda confidence: (confidence.min(), confidence.max())),
+            "those that occur",
+        ),
+        (
+            lambda logits, *given: in_parts_of(logits, *given, lambda _: (1 / logits.shape[1], 1)),
+            "those that are possible",
+        ),
     ):
         assert_rejected(exercises.check_calibration_error(wrong), word)
     for wrong in (

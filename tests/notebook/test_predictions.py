@@ -102,6 +102,7 @@ def test_answers_outlive_the_kernel_each_in_its_notebook(answered, folder):
         ("floor", ["<b>"], "from|finite"),
         ("deeper", ["two times"], "'40 times'"),
         ("accuracy", [90, None, 11], "once everything is set"),
+        ("accuracy", [90, 1000, 11], "from 0 to 100 %"),
     ],
 )
 def test_what_can_not_be_predicted_is_not_kept(answered, name, answers, said):
@@ -139,6 +140,22 @@ def test_an_answer_after_the_measurement_is_marked(predict):
     answer(predict, "deeper", ["1 times"])
     predict.measured("deeper", "1 times")
     assert "You said: 1 times; measured: 1 times; right" in repr(predict.scorecard())
+
+
+def test_what_an_earlier_edition_measured_is_left_out(answered, folder):
+    answered.measured("accuracy", [96, 80.5, 41])
+    kept = json.loads((folder / "01.json").read_text())
+    kept["predictions"]["accuracy"]["measured"] = [96, 80.5]
+    (folder / "01.json").write_text(json.dumps(kept))
+    assert "Which accuracy? You said: 90 % at 1, 80.5 % at 10, 11 % at 40; measured: –" in repr(opened().scorecard())
+
+
+def test_an_error_that_is_no_text_is_recorded(predict, folder):
+    def fails(labels):
+        raise ValueError("\ud800")
+
+    assert not lab.exercises.check_floor(fails)
+    assert "ValueError" in json.loads((folder / "01.json").read_text())["checks"]["check_floor"]["message"]
 
 
 def test_a_prediction_is_drawn_beside_what_was_measured(answered):

@@ -10,7 +10,7 @@ from labutils.methods.probes import class_activation_maps
 from labutils.models.counting import describe
 from labutils.models.resnet import BasicBlock, ResNet
 from labutils.notebook.exercises import ours
-from labutils.notebook.exercises.comparing import alike, build, cases, compare, share_tensors, tensors
+from labutils.notebook.exercises.comparing import alike, build, cases, check_gradients, compare, share_tensors, tensors
 from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_numbers, read_tensor
 from labutils.training.numerics import seeded
 
@@ -152,7 +152,9 @@ def check_norm_gradient(given: object, expected: torch.Tensor, maps: torch.Tenso
     weights = torch.randn_like(maps)
     (right,) = torch.autograd.grad(expected, maps, weights)
     through = getattr(given, "requires_grad", False)
-    if not through or not alike(call(lambda: torch.autograd.grad(given, maps, weights))[0], right, LOOSE):
+    if not through or not alike(
+        call(lambda: torch.autograd.grad(given, maps, weights, allow_unused=True))[0], right, LOOSE
+    ):
         raise Rejected(
             "the output is right, but not its gradient: the batch's mean and variance depend on the maps, too, so only "
             "the update of the running statistics belongs under torch.no_grad()"
@@ -200,7 +202,17 @@ def check_residual_block(answer: Callable[[int, int, int], nn.Module] | None) ->
                     (reference.norm1(reference.conv2(first)) + skip).relu()
                 ),
             }
-            compare(call(block, images), (y + skip).relu(), f"{where}: the output", mistakes)
+            seen = images.clone()
+            compare(call(lambda: block(seen)), (y + skip).relu(), f"{where}: the output", mistakes)  # noqa: B023
+            if not seen.equal(images):
+                raise Rejected(
+                    "the right output, but the block changes its input in place: an empty skip gives x itself"
+                )
+        maps = images.requires_grad_()
+        given, own = call(lambda: block(maps)), dict(block.named_parameters())  # noqa: B023
+        names = [name for name, _ in reference.named_parameters()]
+        leaves = [maps, *(own[name] for name in names)]
+        check_gradients(given, reference(maps), leaves, [maps, *reference.parameters()])
     return Verdict(True, "as labutils' block, with and without projection, with and without stride")
 
 

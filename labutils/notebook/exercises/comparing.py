@@ -32,8 +32,8 @@ def build(answer: object, *arguments: object, **options: object) -> nn.Module:
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """A student's module's parameters and buffers by their names, without counts of batches."""
-    found = call(lambda: dict(model.state_dict()))
-    return {name: tensor for name, tensor in found.items() if not name.endswith("num_batches_tracked")}
+    found = call(lambda: [(name, tensor, tensor.shape) for name, tensor in model.state_dict().items()])  # no lazy ones
+    return {name: tensor for name, tensor, _ in found if not name.endswith("num_batches_tracked")}
 
 
 @torch.no_grad()
@@ -119,6 +119,9 @@ def check_gradients(
 def check_gradient(loss: object, leaf: torch.Tensor, expected: torch.Tensor) -> None:
     """Raise Rejected unless a student's loss can be sent back to what it was computed from, and rightly."""
     if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
-        raise Rejected("the number is right, but backward() can't go through it: return a tensor, not a plain number")
+        raise Rejected(
+            "the number is right, but backward() can't go through it: compute it from the logits as a tensor, without "
+            "item(), detach() or torch.tensor(...)"
+        )
     (gradient,) = call(lambda: torch.autograd.grad(loss, leaf))
     compare(gradient, expected, "the gradient that backward() finds through your loss")

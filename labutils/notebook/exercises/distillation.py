@@ -11,7 +11,7 @@ from labutils.methods.distillation import distillation_loss, mean_entropy
 from labutils.methods.probes import calibration, calibration_error
 from labutils.notebook.exercises import ours
 from labutils.notebook.exercises.comparing import cases, check_gradient, compare
-from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, shown
+from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, check_plain, read_number, shown
 from labutils.training.numerics import seeded
 
 LOSS_TOLERANCE = 1e-3  # relative
@@ -118,7 +118,11 @@ def check_cached_teacher(answer: Callable[..., Callable] | None) -> Verdict:
         found = call(answers, indices)
         asked = len(seen)
         again = call(answers, torch.arange(count))
-        if len(seen) > asked or not seen:
+        if not seen:
+            raise Rejected(
+                "the teacher is not asked: call it for each batch, as teacher(batch), not by its forward method"
+            )
+        if len(seen) > asked:
             raise Rejected("the teacher is asked again for each batch: ask it once, before, and look its answers up")
         if any(training for _, training in seen):
             raise Rejected(
@@ -154,10 +158,12 @@ def check_temperature_scaling(answer: Callable[[torch.Tensor, torch.Tensor], flo
         classes = draw.randint(4, 7)
         logits = 3 * torch.randn(1000, classes)
         labels = torch.multinomial((logits / true).softmax(1), 1).squeeze(1)
-        found, best = read_number(call(answer, logits, labels)), ours.best_temperature(logits, labels)
+        given, best = call(answer, logits, labels), ours.best_temperature(logits, labels)
+        found = read_number(given)
         if not COLDEST < found < math.inf:
             raise Rejected(f"a temperature above 0 is expected, not {found:g}")
         if math.isclose(found, best, rel_tol=TEMPERATURE_TOLERANCE):
+            check_plain(given)
             continue
         if math.isclose(found, 1 / best, rel_tol=TEMPERATURE_TOLERANCE):
             raise Rejected(f"you give {found:.3f}, by which logits are to be multiplied; T divides them: {best:.3f}")
@@ -247,6 +253,8 @@ def check_calibration_error(answer: Callable[[torch.Tensor, torch.Tensor, int], 
         if math.isclose(given, expected, rel_tol=LOSS_TOLERANCE):
             continue
         table = calibration(logits, labels, bins=bins)
+        elsewhere = "the bins are equal parts of the confidences from 0 to 1, not of"
+        least = logits.softmax(1).amax(1).min().item()
         distances = (table["confidence"] - table["accuracy"]).abs()
         mistakes = {
             "bins that are too sure and too unsure cancel: take each bin's absolute difference": (
@@ -256,9 +264,20 @@ def check_calibration_error(answer: Callable[[torch.Tensor, torch.Tensor, int], 
             "all bins count alike, empty ones too; each counts by its share of the answers": distances.sum() / bins,
             "that is the largest of the bins' errors; their mean, by their shares, is asked for": distances.max(),
             "that is in per cent; a share from 0 to 1 is asked for": 100 * expected,
+            f"{elsewhere} those that occur": error_in_bins(logits, labels, least, bins),
+            f"{elsewhere} those that are possible": error_in_bins(logits, labels, 1 / logits.shape[1], bins),
         }
         for message, wrong in mistakes.items():
             if math.isclose(abs(given), abs(wrong), rel_tol=LOSS_TOLERANCE):
                 raise Rejected(f"with {bins} bins: {message}")
         raise Rejected(f"with {bins} bins the error is {expected:.4f}, yours: {given:.4f}")
     return Verdict(True, "bins without images count for nothing, and the others by their share")
+
+
+def error_in_bins(logits: torch.Tensor, labels: torch.Tensor, low: float, bins: int) -> float:
+    """The expected calibration error with bins that begin at another confidence than 0, and end at the largest."""
+    confidence, found = logits.softmax(1).max(1)
+    high = 1.0 if low == 1 / logits.shape[1] else confidence.max().item()
+    number = ((confidence - low) / (high - low) * bins).long().clamp(0, bins - 1)
+    distances = torch.zeros(bins).index_add(0, number, confidence - (found == labels).float())
+    return (distances.abs().sum() / len(labels)).item()

@@ -15,7 +15,16 @@ from labutils.models.counting import parameter_count
 from labutils.models.mlp import MLP
 from labutils.notebook.exercises import ours
 from labutils.notebook.exercises.comparing import build, cases, check_gradient, check_gradients, compare
-from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_numbers, shown
+from labutils.notebook.exercises.verdict import (
+    Rejected,
+    Verdict,
+    call,
+    check,
+    check_plain,
+    read_number,
+    read_numbers,
+    shown,
+)
 from labutils.notebook.finished import check_finished
 
 HUGE = 1_000  # logits whose exponentials no float32 holds
@@ -67,11 +76,17 @@ def take_parameters(reference: nn.Module, model: nn.Module, where: str) -> None:
     Raises:
         Rejected: their number or their shapes are not the same, or a weight's numbers are all equal.
     """
-    given, expected = call(lambda: list(model.parameters())), list(reference.parameters())
+    # The shapes are asked for in here, because a lazy layer has none.
+    given = call(lambda: [one for one, _ in [(one, one.shape) for one in model.parameters()]])
+    expected = list(reference.parameters())
     if len(given) != len(expected):
+        lost = (
+            ". Layers in a plain list are not found (nn.Sequential or nn.ModuleList holds them), and one used twice "
+            "counts once"
+        ) * (len(given) < len(expected))
         raise Rejected(
-            f"{where}: parameters() finds {len(given)} tensors, not {len(expected)}; each linear layer has two. Layers "
-            "in a plain list are not found (nn.Sequential or nn.ModuleList holds them), and one used twice counts once"
+            f"{where}: parameters() finds {len(given)} tensors, not {len(expected)}, which are two for each of "
+            f"{len(expected) // 2} linear layers, the head among them{lost}"
         )
     for number, (tensor, wanted) in enumerate(zip(given, expected, strict=True), start=1):
         if tensor.shape != wanted.shape:
@@ -81,7 +96,8 @@ def take_parameters(reference: nn.Module, model: nn.Module, where: str) -> None:
                 "the images pass them"
             )
         call(wanted.copy_, tensor)
-        if wanted.dim() > 1 and wanted.min() == wanted.max():
+        head = 2 < len(given) == number + 1  # which may begin at 0: its units get different gradients
+        if wanted.dim() > 1 and not head and wanted.min() == wanted.max():
             raise Rejected(f"{where}: parameter {number} begins with equal numbers; units that begin alike stay alike")
 
 
@@ -200,7 +216,9 @@ def check_train_epoch(answer: Callable[..., float] | None) -> Verdict:
         given = call(answer, trained, iter(batches), make_optimizer(trained))
         losses, expected = reference_epoch(net, batches)
         mistakes = {
-            "the network has not changed: does optimizer.step() run?": numbers_of(net),
+            "the network has not changed: does optimizer.step() run? The batches can be gone through only once": (
+                numbers_of(net)
+            ),
             "gradients of earlier batches are still there: optimizer.zero_grad() belongs into each step": (
                 reference_epoch(net, batches, order="backward step")[1]
             ),
@@ -236,6 +254,7 @@ def check_train_epoch(answer: Callable[..., float] | None) -> Verdict:
             "you give the last batch's loss; the mean over the images is expected": losses[-1],
         }
         compare(torch.tensor(read_number(given)), mean, "the mean loss", mistakes)
+        check_plain(given)
     return Verdict(True, "the same weights and the same mean loss as the course's own loop finds")
 
 

@@ -13,7 +13,16 @@ from labutils.models.mlp import MLP
 from labutils.notebook.exercises import ours
 from labutils.notebook.exercises.comparing import build, cases, check_gradients, compare
 from labutils.notebook.exercises.mlp import take_parameters
-from labutils.notebook.exercises.verdict import Rejected, Verdict, call, check, read_number, read_numbers, read_tensor
+from labutils.notebook.exercises.verdict import (
+    Rejected,
+    Verdict,
+    call,
+    check,
+    check_plain,
+    read_number,
+    read_numbers,
+    read_tensor,
+)
 from labutils.notebook.finished import check_finished
 from labutils.training.numerics import seeded
 
@@ -123,7 +132,8 @@ def check_rate(answer: Callable[[torch.Tensor], float] | None) -> Verdict:
     for draw in cases():
         layers, factor = draw.randint(6, 12), draw.choice([0.4, 0.8, 1.2])
         norms = torch.exp(0.3 * torch.randn(layers, dtype=torch.float64)) * factor ** -torch.arange(float(layers))
-        given, expected = read_number(call(answer, norms)), ours.rate(norms)
+        rate, expected = call(answer, norms), ours.rate(norms)
+        given = read_number(rate)
         ratios = norms[:-1] / norms[1:]
         ends = ratios.log().mean().exp()
         mistakes = {
@@ -142,6 +152,7 @@ def check_rate(answer: Callable[[torch.Tensor], float] | None) -> Verdict:
         }  # fmt: skip
         mistakes = {message: torch.as_tensor(wrong) for message, wrong in mistakes.items()}
         compare(torch.tensor(given), torch.tensor(expected), "the rate", mistakes)
+        check_plain(rate)
     return Verdict(True, "the slope of the line of least squares, on the way back")
 
 

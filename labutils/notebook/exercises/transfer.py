@@ -184,8 +184,8 @@ def check_new_head(answer: Callable[[torch.nn.Module, int], torch.nn.Module] | N
         raise Rejected("the network you were given has changed; whoever uses it next would be surprised")
     if not all(parameter.requires_grad for parameter in net.parameters()):
         raise Rejected("the network you were given is frozen now; work on a copy")
-    if not isinstance(given, ResNet):
-        raise Rejected(f"a network is expected, not {shown(given)}")
+    if not isinstance(given, ResNet) or not isinstance(given.head, torch.nn.Linear):
+        raise Rejected(f"a ResNet like the given one is expected, with a new nn.Linear as its head, not {shown(given)}")
     with torch.no_grad():
         read_tensor(call(given, images), (4, 7), "a tensor of logits for 7 classes")
         kept = read_tensor(call(given.features, images), tuple(features.shape), "a tensor of features")

@@ -126,6 +126,14 @@ def read_number(given: object) -> float:
     raise Rejected(f"a number is expected, not {shown(given)}")
 
 
+def check_plain(given: object) -> None:
+    """Raise Rejected where a right number would stop what computes with it: it hangs on a graph, or is an array."""
+    if getattr(given, "requires_grad", False):
+        raise Rejected("the right number, but it holds on to the graph that it came from: give it with .item()")
+    if getattr(given, "ndim", 0):
+        raise Rejected("the right number, but as an array of one: give it with .item()")
+
+
 def read_numbers(given: object, count: int, names: str) -> list[float]:
     """An answer as so many numbers: a tuple, a list, a tensor, whatever gives them one after the other.
 

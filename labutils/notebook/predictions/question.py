@@ -66,7 +66,8 @@ class Question(Widget):
             SettingError: it can't be.
         """
         self.kind.check(self.name, value)
-        if isinstance(self.kind, Number) and not self.kind.low <= value <= self.kind.high:
+        numbers = {Number: [value], Curve: value}.get(type(self.kind), [])
+        if not all(self.kind.low <= number <= self.kind.high for number in numbers):
             raise SettingError(self.name, value, self.kind.asked)
         return value
 

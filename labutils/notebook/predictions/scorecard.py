@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 
+from labutils.errors import SettingError
 from labutils.notebook.predictions.question import Question
 from labutils.notebook.record import Record
 from labutils.notebook.showing import html_table
@@ -57,7 +58,9 @@ def question_row(question: Question, entry: dict) -> tuple[str, ...]:
     """A question, what was said and what was measured, in words."""
     value, kind = question.value, question.kind
     said = "–" if value is None else kind.words(value) + (" (after the measurement)" if entry.get("late") else "")
-    if "measured" not in entry:
+    try:
+        kind.check(question.name, entry.get("measured"))
+    except SettingError:  # nothing, or what an earlier edition of the course measured
         return (question.text, said, "–", "")
     difference = "" if value is None else kind.difference(value, entry["measured"])
     return (question.text, said, kind.words(entry["measured"]), difference)
