@@ -19,12 +19,12 @@ from labutils.experiments.provenance import provenance
 from labutils.experiments.settings import Experiment
 from labutils.experiments.store import DamagedRun, Run
 from labutils.experiments.tracking import Mirror
+from labutils.identity import model_identity
 from labutils.methods.distillation import load_teacher
 from labutils.methods.probes import gradient_norms
 from labutils.methods.transfer import find_head, fine_tune, pretrained_model
 from labutils.models.building import build_model
 from labutils.models.counting import describe
-from labutils.models.identity import model_identity
 from labutils.training.callbacks import Callback, Probe
 from labutils.training.checkpoints import CheckpointError
 from labutils.training.evaluation import evaluate

@@ -24,12 +24,12 @@ from labutils.data.loading import ImageData, check_data_settings, load_data
 from labutils.errors import SettingError, UnknownSetting, check_choice, check_flag
 from labutils.experiments.configs import StrictDumper, config_names, read_yaml
 from labutils.experiments.tracking import Tracking
+from labutils.identity import version
 from labutils.methods.distillation import Distillation
 from labutils.methods.pretrained import read_record
 from labutils.methods.transfer import Transfer
 from labutils.models.building import MODELS, build_model
 from labutils.models.counting import parameter_count
-from labutils.models.identity import version
 from labutils.training.settings import Training
 
 PROFILES = ("smoke", "laptop", "full")

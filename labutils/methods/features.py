@@ -12,7 +12,7 @@ from torch import nn
 from labutils.data.loading import ImageData, Split
 from labutils.errors import SettingError, check_finite
 from labutils.files import identity, tensors_digest
-from labutils.models.identity import model_identity
+from labutils.identity import model_identity
 from labutils.training.checkpoints import CheckpointError, load_tensors, save_tensors
 from labutils.training.evaluation import accuracies, outputs
 from labutils.training.numerics import wait_for

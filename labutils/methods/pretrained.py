@@ -12,8 +12,8 @@ from torch import nn
 from labutils.data.loading import ImageData
 from labutils.errors import UnknownSetting, check_text
 from labutils.files import home, tensors_digest, written_whole
+from labutils.identity import shapes
 from labutils.models.building import build_model
-from labutils.models.identity import shapes
 from labutils.training.checkpoints import CheckpointError, load_tensors, save_tensors
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from labutils.files import FORMAT, canonical, tensors_digest, written_whole
-from labutils.models.identity import model_identity
+from labutils.identity import model_identity
 from labutils.training.callbacks import Callback, State
 
 

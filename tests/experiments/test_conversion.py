@@ -14,7 +14,7 @@ from labutils.experiments.conversion import convert_bank, convert_store
 from labutils.experiments.running import load_experiment_data
 from labutils.experiments.settings import run_identity
 from labutils.files import canonical, file_digest
-from labutils.models.identity import VERSIONS
+from labutils.identity import VERSIONS
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from labutils.experiments import settings as settings_module
 from labutils.experiments.configs import CONFIGS, config_names, parse_yaml
 from labutils.experiments.settings import PROFILES
 from labutils.experiments.settings import arguments_of as known
-from labutils.models.identity import VERSIONS
+from labutils.identity import VERSIONS
 
 # Every setting of the labs this course replaces, with a value other than the default.
 ORIGINAL_SETTINGS = {

@@ -13,9 +13,9 @@ from torch import nn
 
 import labutils as lab
 from labutils.files import canonical, identity
+from labutils.identity import VERSIONS, behaviour, model_identity, version
 from labutils.methods.transfer import transferred
 from labutils.models import mlp
-from labutils.models.identity import VERSIONS, behaviour, model_identity, version
 
 SHAPE = (1, 4, 4)
 
@@ -62,7 +62,7 @@ def test_the_versions_of_the_courses_classes_belong_to_their_code(kind):
     found = (VERSIONS[kind], code_digest(*sources_of(kind)))
     assert found == KNOWN[kind], (
         f"the code of {kind.__name__} is not that which version {KNOWN[kind][0]} was given to. If what the class "
-        "computes has changed, raise its version in labutils/models/identity.py, and write both here. If only the "
+        "computes has changed, raise its version in labutils/identity.py, and write both here. If only the "
         f"layout of the code has, write the new digest here: {found[1]!r}"
     )
 
@@ -410,7 +410,7 @@ def test_it_does_not_depend_on_whether_gradients_are_wanted(expected):
 ELSEWHERE = """
 import torch
 from torch import nn
-from labutils.models.identity import behaviour
+from labutils.identity import behaviour
 
 {student}
 
