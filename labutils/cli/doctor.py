@@ -117,14 +117,16 @@ def check_widgets() -> Check:
 
 
 def check_disk() -> Check:
-    root = data_root().resolve()
-    place = next(folder for folder in (root, *root.parents) if folder.exists())
-    free = shutil.disk_usage(place).free / 1e9
+    """Whether there is room for data and runs, and whether runs can be kept; data may lie where nobody can write."""
+    places = []
+    for root in (data_root().resolve(), store_root().resolve()):
+        places.append(next(folder for folder in (root, *root.parents) if folder.exists()))
+    free = min(shutil.disk_usage(place).free for place in places) / 1e9
     remedy = None
     if free < NEEDED_DISK_GB:
         remedy = f"free {NEEDED_DISK_GB} GB, or point $LABUTILS_DATA and $LABUTILS_RUNS elsewhere"
-    elif not os.access(place, os.W_OK):
-        remedy = f"make {place} writable, or point $LABUTILS_DATA elsewhere"
+    elif not os.access(places[1], os.W_OK):
+        remedy = f"make {places[1]} writable, or point $LABUTILS_RUNS elsewhere"
     return Check("disk", f"{free:.1f} GB free for {data_root()} and {store_root()}", remedy)
 
 

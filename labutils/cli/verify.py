@@ -55,7 +55,7 @@ def verify(notebook: str, *, profile: str | None, jobs: int | None, dry_run: boo
 def runs_of(comparison: Comparison, profile: str | None) -> list[Experiment]:
     """The experiments that a comparison is about at a profile, with seeds that the bank has not.
 
-    None where the profile lacks those of either side.
+    An empty list where the profile lacks those of either side.
     """
     experiments = list(chain.from_iterable(grid(name, profile=profile) for name in comparison.bank))
     table = with_all_settings(tabulate([settings_row(each) for each in experiments]))

@@ -49,6 +49,7 @@ def run(
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     wait: bool = True,
+    shipped: bool = True,
 ) -> Run:
     """Run an experiment, or load it where it has been run before, here or by the course.
 
@@ -67,6 +68,7 @@ def run(
         progress: whether to show a progress bar.
         callbacks: as of `fit`, to watch with: what they change of a training is not part of the run's identity.
         wait: whether to wait for another process that is training this run.
+        shipped: whether a run that comes with the course will do.
 
     Returns:
         The run; one that a Stop button ended is not `finished`, and goes on when it is asked for again.
@@ -91,7 +93,7 @@ def run(
     build = functools.partial(build_for, experiment, data, model)
     if not force:  # first without the lock, so that a store which can only be read serves as well
         kept = store.find_run(identity, experiment, build)
-        if kept is None and model is None:
+        if kept is None and model is None and shipped:
             kept = shipped_run(experiment)
         if kept is not None:
             return kept

@@ -56,7 +56,8 @@ class Run:
         metrics: the final figures (validation_loss, validation_top1, validation_top5 and the same of test, of the
             best epoch's weights; of augmented trainings also validation_flips_top1 and test_flips_top1, averaged over
             each image and its mirror image; with measurement.six_views validation_views_top1 and test_views_top1, over
-            six views; best_epoch; epochs_run; parameters, multiply_adds, layers; seconds) and where they come from
+            six views; best_epoch; epochs_run; stopped_early; parameters, multiply_adds, layers; seconds; of a head that
+            was fitted its chosen_C), the run's identity, and where they come from
             (experiment, profile, data, source, device, processor, threads, torch, version, date). Of a student's class
             own_model names the settings that it took.
             Of a run that was stopped the validation figures are those of its history, and the test figures NaN.

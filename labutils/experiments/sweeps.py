@@ -190,7 +190,7 @@ def attempt_in_worker(environment: Mapping[str, str], *task: object) -> Outcome:
 def attempt(name: str, experiment: Experiment, wait: bool) -> Outcome:
     """Train an experiment, or find its run; what went wrong is reported in its row, and the others go on."""
     try:
-        return name, row(run(experiment, progress=False, wait=wait))
+        return name, row(run(experiment, progress=False, wait=wait, shipped=False))  # all on the data that are here
     except Busy:
         return name, None
     except StoreError:

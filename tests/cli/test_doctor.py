@@ -54,6 +54,15 @@ def test_a_full_disk_is_a_warning(monkeypatch, free, warns):
     assert (doctor.check_disk().remedy is not None) == warns
 
 
+@pytest.mark.parametrize(("unwritable", "warns"), [("data", False), ("runs", True)])
+def test_runs_need_a_folder_that_can_be_written_and_data_do_not(monkeypatch, tmp_path, unwritable, warns):
+    for name, variable in (("data", "LABUTILS_DATA"), ("runs", "LABUTILS_RUNS")):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: path.name != unwritable)
+    assert ("LABUTILS_RUNS" in str(doctor.check_disk().remedy)) == warns
+
+
 def test_more_threads_than_cores_are_a_warning(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1_000)
     assert "OMP_NUM_THREADS" in doctor.check_threads().remedy

@@ -270,16 +270,6 @@ def test_stand_ins_get_into_none_of_the_courses_files(store, bank, capsys, monke
     assert not store.exists()
 
 
-def test_a_run_that_came_with_the_course_is_not_exported(store, bank, capsys, monkeypatch):
-    experiment = commands.Experiment.load("mlp_mnist", profile="smoke", epochs=1)
-    monkeypatch.setattr(commands.Experiment, "load", lambda *arguments, **options: experiment)
-    finished = commands.run(experiment, progress=False)
-    monkeypatch.setattr(commands, "shipped_root", lambda: finished.path.parent)
-    assert main(["export", "mlp_mnist", "--profile", "smoke", "--as", "mine"]) == 2
-    assert "labutils run --force" in capsys.readouterr().err
-    assert not bank.exists()
-
-
 def test_export_keeps_a_network_under_a_name_of_its_own(store, bank, tiny, capsys):
     assert main(["export", tiny, "--as", "mine"]) == 0
     assert str(bank / "mine.safetensors") in capsys.readouterr().out

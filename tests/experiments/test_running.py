@@ -569,3 +569,11 @@ def test_weights_beyond_half_precision_are_shipped_as_they_are(shipped, tmp_path
     kept = load_file(tmp_path / "shipped" / "large" / "model.safetensors")
     assert kept["head.weight"][0, 0] == 1e6
     assert kept["layers.0.linear.weight"].dtype == torch.float16
+
+
+def test_a_sweep_has_all_its_runs_on_the_data_that_are_here(shipped, store):
+    asked, path, _ = shipped
+    table = lab.sweep([asked], jobs=1, progress=False)
+    own = running.kept_run(asked).path
+    assert table["run"].item() == own.name
+    assert own.parent == store != path.parent

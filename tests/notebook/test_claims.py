@@ -13,7 +13,7 @@ import labutils as lab
 from labutils.experiments import results
 from labutils.notebook.claims import Claims, Comparison, difference, holm, percent, read_comparisons
 from labutils.notebook.claims.comparison import FOLDER
-from labutils.notebook.finished import check_all_epochs, check_finished
+from labutils.notebook.finished import check_finished
 from labutils.notebook.showing import show_source
 
 
@@ -25,6 +25,7 @@ def test_source_is_that_of_the_installed_code():
 
 def test_percent_gives_mean_spread_and_number():
     assert percent(pd.Series([0.96, 0.97, 0.98])) == "97.00 ± 1.00 % (n = 3)"
+    assert percent(pd.Series([0.96])) == "96.00 % (n = 1)"
 
 
 def test_a_claim_without_chance_holds_as_it_says():
@@ -214,12 +215,3 @@ def test_unfinished_runs_are_named():
     with pytest.raises(lab.SettingError, match="test_top1: 'missing: cd, row 2'"):
         check_finished(runs, "test_top1")
     check_finished(runs.head(1), "test_top1")
-
-
-def test_runs_with_too_few_epochs_are_named_unless_their_patience_may_have_ended_them():
-    epochs = pd.DataFrame({"run": ["ab", "ab", "cd"], "epoch": [1, 2, 1], "epochs": 2})
-    for table in (epochs, epochs.assign(patience="none")):
-        with pytest.raises(lab.SettingError, match="epochs: 'missing: cd'"):
-            check_all_epochs(table)
-        check_all_epochs(table.head(2))
-    check_all_epochs(epochs.assign(patience=3))

@@ -436,15 +436,6 @@ def test_a_run_that_was_stopped_here_and_finished_elsewhere_is_shown_finished(ex
     assert "stopped" not in explorer.status
 
 
-def test_a_stopped_run_in_the_bank_is_named_and_not_averaged(banked):
-    banked.press("reset")
-    banked.banked = banked.banked.drop(index=len(banked.banked) - 1)
-    banked.choose(residual=True)
-    assert "SettingError" in banked.status
-    assert "missing: True1" in banked.status
-    assert not banked.curves
-
-
 def state(epochs, loss, rows):
     return Mock(epochs=epochs, loss=torch.tensor(loss), whole_history=History(rows))
 

@@ -14,14 +14,15 @@ HEAD = ("", "Claim", "Difference [95 % interval]", "n", "p (Holm)", "")
 
 
 def percent(accuracies: pd.Series) -> str:
-    """Mean ± standard deviation of accuracies (fractions), in per cent, with their number.
+    """Mean ± standard deviation of accuracies (fractions), in per cent, with their number; of one run no deviation.
 
     Raises:
-        SettingError: one is missing, as that of a run which is not finished.
+        SettingError: one is missing, as that of a run which failed.
     """
     check_finished(accuracies.to_frame("accuracies"), "accuracies")
     values = 100 * accuracies
-    return f"{values.mean():.2f} ± {values.std():.2f} % (n = {len(values)})"
+    spread = f" ± {values.std():.2f}" * (len(values) > 1)
+    return f"{values.mean():.2f}{spread} % (n = {len(values)})"
 
 
 @dataclass(frozen=True)

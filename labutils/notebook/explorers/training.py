@@ -13,7 +13,6 @@ from labutils.experiments.store import Run
 from labutils.notebook import plots
 from labutils.notebook.explorers.background import Growth, Job
 from labutils.notebook.explorers.base import Explorer, remember
-from labutils.notebook.finished import check_all_epochs
 from labutils.training.stop_button import Stopped
 
 INVITATION = "Choose, predict, and train."
@@ -98,12 +97,7 @@ class TrainingExplorer(Explorer):
         return kept_run(self.experiment.override(**choice)) or here
 
     def show_banked(self, label: str, rows: pd.DataFrame) -> None:
-        """Add a choice from the bank to what is drawn: the mean over its runs.
-
-        Raises:
-            SettingError: one of the runs was stopped before its last epoch.
-        """
-        check_all_epochs(rows)
+        """Add a choice from the bank to what is drawn: the mean over its runs."""
         means = rows.groupby("epoch", as_index=False).mean(numeric_only=True)
         remember(self.curves, label, (means, plots.origin(rows)))
         final = rows[rows["epoch"] == rows["epoch"].max()]
