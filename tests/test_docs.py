@@ -50,6 +50,8 @@ MEASURED = {
     "03": [
         ("cnn_depth", FIFTY | {"residual": False}),
         ("cnn_depth", FIFTY | {"residual": True}),
+        ("cnn_long", {"layers": 50, "residual": False}),
+        ("cnn_long", {"layers": 50, "residual": True}),
         ("cnn_improved", {"augment": None, "optimizer": "adam", "scheduler": None}),
         ("cnn_improved", {"averaging": 0.98}),
         ("cnn_shallow", {}),

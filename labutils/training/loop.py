@@ -71,10 +71,8 @@ def fit(
         OutOfMemory: the model and a batch do not fit into memory; the message says what to lower.
         Interrupted: a KeyboardInterrupt that carries the history so far; the best weights are in the model.
     """
-    check_fit(model, data, training)
+    check_fit(model, data, training, loss)
     prepare(model, data.device)
-    if loss is not None and training.label_smoothing:
-        raise SettingError("label_smoothing", training.label_smoothing, "0 beside a loss of one's own")
     loss = loss or nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
     precision = autocast(model, data.device, training.precision)
     state = State(model, data, training, in_order(training, callbacks, checkpoint, progress))
@@ -162,14 +160,16 @@ def validation_figures(state: State) -> dict[str, float]:
     return {"validation_loss": measured["loss"], "validation_accuracy": measured["top1"]}
 
 
-def check_fit(model: nn.Module, data: ImageData, training: Training) -> None:
-    """Raise SettingError where a model can't be trained on a data set in such batches."""
+def check_fit(model: nn.Module, data: ImageData, training: Training, loss: Loss | None) -> None:
+    """Raise SettingError where a model can't be trained on a data set as a training says."""
     check_inputs(model, data)
     check_classes(model, data)
     if not isinstance(training, Training):
         raise SettingError("training", training, "settings, such as lab.Training(epochs=3)")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise SettingError("model", model, "a network with weights that learn")
+    if loss is not None and training.label_smoothing:
+        raise SettingError("label_smoothing", training.label_smoothing, "0 beside a loss of one's own")
     if training.patience is not None and data.validation is None:
         raise SettingError("patience", training.patience, "None without a validation split to judge epochs by")
     normalised = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
