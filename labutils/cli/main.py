@@ -154,8 +154,8 @@ def kept_name(options: argparse.Namespace, experiment: Experiment, *, changed: b
             f"a config of the course as it is, at the profile {' or '.join(BANKED_PROFILES)}; --as NAME keeps others"
         )
         raise SettingError("config", given, allowed)
-    taken = {f"{name}{ending}" for name in config_names() for ending, _ in SAVED.values()}
-    if not KEPT_NAME.fullmatch(options.kept_as) or options.kept_as.casefold() in {*taken, *NOT_OF_CONFIGS}:
+    taken = {*NOT_OF_CONFIGS, *(f"{name}{ending}" for name in config_names() for ending, _ in SAVED.values())}
+    if not KEPT_NAME.fullmatch(options.kept_as) or options.kept_as.casefold() in taken:
         raise SettingError(
             "as", options.kept_as, "a name of letters, digits, - and _ that is not that of a config of the course"
         )

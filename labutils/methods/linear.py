@@ -113,7 +113,8 @@ def best_c(fit_head: Callable[..., nn.Linear], train: Features, validation: Feat
     while wanted:
         found |= {C: score(fit_head(train, C=C), validation)["top1"] for C in wanted}
         best = max(sorted(found), key=found.get)
-        steps = {min(found): -1, max(found): 1}.get(best, 0) * (list(found.values()).count(found[best]) == 1)
-        beyond = 10.0 ** (round(math.log10(best)) + steps)
-        wanted = [beyond] if steps and SMALLEST_C <= beyond <= LARGEST_C else []
+        alone = list(found.values()).count(found[best]) == 1
+        step = {min(found): -1, max(found): 1}.get(best, 0)
+        beyond = 10.0 ** (round(math.log10(best)) + step)
+        wanted = [beyond] if alone and step and SMALLEST_C <= beyond <= LARGEST_C else []
     return best

@@ -203,16 +203,17 @@ def check_residual_block(answer: Callable[[int, int, int], nn.Module] | None) ->
                 ),
             }
             seen = images.clone()
-            compare(call(lambda: block(seen)), (y + skip).relu(), f"{where}: the output", mistakes)  # noqa: B023
+            given = call(lambda block=block, seen=seen: block(seen))
+            compare(given, (y + skip).relu(), f"{where}: the output", mistakes)
             if not seen.equal(images):
                 raise Rejected(
                     "the right output, but the block changes its input in place: an empty skip gives x itself"
                 )
         maps = images.requires_grad_()
-        given, own = call(lambda: block(maps)), dict(block.named_parameters())  # noqa: B023
-        names = [name for name, _ in reference.named_parameters()]
-        leaves = [maps, *(own[name] for name in names)]
-        check_gradients(given, reference(maps), leaves, [maps, *reference.parameters()])
+        given = call(lambda block=block, maps=maps: block(maps))
+        own, expected = (dict(net.named_parameters()) for net in (block, reference))
+        leaves = [maps, *(own[name] for name in expected)]  # whose order is the student's
+        check_gradients(given, reference(maps), leaves, [maps, *expected.values()])
     return Verdict(True, "as labutils' block, with and without projection, with and without stride")
 
 

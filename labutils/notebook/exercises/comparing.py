@@ -32,8 +32,9 @@ def build(answer: object, *arguments: object, **options: object) -> nn.Module:
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """A student's module's parameters and buffers by their names, without counts of batches."""
-    found = call(lambda: [(name, tensor, tensor.shape) for name, tensor in model.state_dict().items()])  # no lazy ones
-    return {name: tensor for name, tensor, _ in found if not name.endswith("num_batches_tracked")}
+    found = call(lambda: dict(model.state_dict()))
+    call(lambda: [tensor.shape for tensor in found.values()])  # a lazy layer's have none
+    return {name: tensor for name, tensor in found.items() if not name.endswith("num_batches_tracked")}
 
 
 @torch.no_grad()

@@ -254,7 +254,7 @@ def check_calibration_error(answer: Callable[[torch.Tensor, torch.Tensor, int], 
             continue
         table = calibration(logits, labels, bins=bins)
         elsewhere = "the bins are equal parts of the confidences from 0 to 1, not of"
-        least = logits.softmax(1).amax(1).min().item()
+        occurring = (end.item() for end in logits.softmax(1).amax(1).aminmax())
         distances = (table["confidence"] - table["accuracy"]).abs()
         mistakes = {
             "bins that are too sure and too unsure cancel: take each bin's absolute difference": (
@@ -264,8 +264,8 @@ def check_calibration_error(answer: Callable[[torch.Tensor, torch.Tensor, int], 
             "all bins count alike, empty ones too; each counts by its share of the answers": distances.sum() / bins,
             "that is the largest of the bins' errors; their mean, by their shares, is asked for": distances.max(),
             "that is in per cent; a share from 0 to 1 is asked for": 100 * expected,
-            f"{elsewhere} those that occur": error_in_bins(logits, labels, least, bins),
-            f"{elsewhere} those that are possible": error_in_bins(logits, labels, 1 / logits.shape[1], bins),
+            f"{elsewhere} those that occur": error_in_bins(logits, labels, bins, *occurring),
+            f"{elsewhere} those that are possible": error_in_bins(logits, labels, bins, 1 / logits.shape[1], 1.0),
         }
         for message, wrong in mistakes.items():
             if math.isclose(abs(given), abs(wrong), rel_tol=LOSS_TOLERANCE):
@@ -274,10 +274,9 @@ def check_calibration_error(answer: Callable[[torch.Tensor, torch.Tensor, int], 
     return Verdict(True, "bins without images count for nothing, and the others by their share")
 
 
-def error_in_bins(logits: torch.Tensor, labels: torch.Tensor, low: float, bins: int) -> float:
-    """The expected calibration error with bins that begin at another confidence than 0, and end at the largest."""
+def error_in_bins(logits: torch.Tensor, labels: torch.Tensor, bins: int, low: float, high: float) -> float:
+    """The expected calibration error with bins that span other confidences than 0 to 1."""
     confidence, found = logits.softmax(1).max(1)
-    high = 1.0 if low == 1 / logits.shape[1] else confidence.max().item()
     number = ((confidence - low) / (high - low) * bins).long().clamp(0, bins - 1)
     distances = torch.zeros(bins).index_add(0, number, confidence - (found == labels).float())
     return (distances.abs().sum() / len(labels)).item()

@@ -76,9 +76,8 @@ def take_parameters(reference: nn.Module, model: nn.Module, where: str) -> None:
     Raises:
         Rejected: their number or their shapes are not the same, or a weight's numbers are all equal.
     """
-    # The shapes are asked for in here, because a lazy layer has none.
-    given = call(lambda: [one for one, _ in [(one, one.shape) for one in model.parameters()]])
-    expected = list(reference.parameters())
+    given, expected = call(lambda: list(model.parameters())), list(reference.parameters())
+    call(lambda: [parameter.shape for parameter in given])  # a lazy layer's have none
     if len(given) != len(expected):
         lost = (
             ". Layers in a plain list are not found (nn.Sequential or nn.ModuleList holds them), and one used twice "
