@@ -45,6 +45,14 @@ def test_it_says_beforehand_what_it_trains_and_for_how_long(store, bank, capsys)
     assert not store.exists() or not list(store.glob("[!.]*"))
 
 
+def test_it_names_the_trained_networks_that_it_does_not_train_anew(bank, monkeypatch, capsys):
+    taught = [one.override(teacher="shapes_teacher") for one in bank]
+    monkeypatch.setattr(module, "grid", lambda name, profile: taught)
+    main(["verify", "01", "--dry-run"])
+    trained_on = lab.load_pretrained("shapes_teacher")[1]["metrics"]["data"]
+    assert f"not trained anew: shapes_teacher, trained on {trained_on}\n" in capsys.readouterr().out
+
+
 def test_it_judges_the_runs_that_are_trained_here_beside_those_of_the_bank(store, bank, capsys):
     assert main(["verify", "01", "--jobs", "1"]) == 0
     printed = capsys.readouterr().out

@@ -133,6 +133,12 @@ def test_a_comparison_takes_the_runs_of_either_side(bank):
     assert above.effect == pytest.approx(0.011)
 
 
+def test_a_run_that_two_banks_have_counts_once(bank):
+    results.save_results("other", results.load_results("some"))
+    (found,) = Comparison(**TWO_BEAT_ONE | {"bank": ("some", "other")}, where={"width": 8}).compare()
+    assert found.counts == (3, 3)
+
+
 def test_a_claim_over_several_settings_holds_if_it_does_in_each(bank):
     everywhere = Comparison(**TWO_BEAT_ONE, over={"width": [4, 8]})
     assert [round(each.effect, 6) for each in everywhere.compare()] == [0, 0.02]
@@ -176,7 +182,7 @@ def test_runs_on_different_data_are_not_compared(bank):
 
 def test_settings_that_a_table_does_not_know_have_their_defaults(bank):
     table = results.load_results("some")
-    newer = table[table["depth"] == 2].assign(depth=5, head_lr=2.0, averaging=0.0)
+    newer = table[table["depth"] == 2].assign(run="new " + table["run"], depth=5, head_lr=2.0, averaging=0.0)
     results.save_results("newer", newer)
     comparison = {"claim": "five beat one", "bank": ("some", "newer"), "where": {"width": 8}}
     with pytest.raises(lab.SettingError, match="its sides differ in head_lr as well"):

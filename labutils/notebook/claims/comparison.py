@@ -85,8 +85,9 @@ class Comparison:
         return found
 
     def table(self) -> pd.DataFrame:
-        """All runs of the banks it is about."""
-        return pd.concat([with_all_settings(load_results(name)) for name in self.bank], ignore_index=True)
+        """All runs of the banks it is about; one that several banks have counts once."""
+        tables = pd.concat([with_all_settings(load_results(name)) for name in self.bank], ignore_index=True)
+        return tables.drop_duplicates("run", ignore_index=True)
 
     def runs(self, table: pd.DataFrame, settings: Mapping[str, object]) -> pd.DataFrame:
         """The runs of one side, which differ in nothing but their seeds."""
