@@ -38,7 +38,8 @@ def verify(notebook: str, *, profile: str | None, jobs: int | None, dry_run: boo
     for one in asked:
         if one not in claims:
             yield f"left out, because this profile has not the runs it is about: {one.claim}"
-    for start in sorted({name for one in experiments for name in starts_of(one)}):
+    starts = {one.transfer.backbone or one.distillation.teacher for one in experiments}  # a run has one at most
+    for start in sorted(starts - {None}):
         yield f"not trained anew: {start}, trained on {read_record(start)['metrics']['data']}"
     if dry_run or not claims:
         return
@@ -53,11 +54,6 @@ def verify(notebook: str, *, profile: str | None, jobs: int | None, dry_run: boo
         yield f"{number}. {claim}"
         for where, (_, _, figure, count, p, verdict) in (("bank", then), ("here", now)):
             yield f"     {where}: {figure} ({count}; p {p})  {verdict}"
-
-
-def starts_of(experiment: Experiment) -> list[str]:
-    """The course's trained networks that an experiment starts from or is taught by."""
-    return [name for name in (experiment.transfer.backbone, experiment.distillation.teacher) if name]
 
 
 def runs_of(comparison: Comparison, profile: str | None) -> list[Experiment]:
