@@ -1,5 +1,6 @@
 """What `labutils doctor` looks at: a line for each thing a lab needs, ok or a warning with its remedy."""
 
+import http.client
 import json
 import os
 import shutil
@@ -66,6 +67,8 @@ def check_data(name: str) -> Check:
     path = data_root() / f"{name}.npz"
     try:
         return Check(name, f"{archives.title_of(archives.read_archive(path, name), name)}, cached in {path}")
+    except PermissionError as error:
+        return Check(name, str(error), f"make {path} readable")
     except archives.ArchiveError as error:
         damaged = str(error) if path.exists() else None
     reached = next(filter(is_reachable, archives.addresses(name)), None)
@@ -84,7 +87,7 @@ def is_reachable(address: str) -> bool:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=REACH_TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
 

@@ -13,6 +13,7 @@ strangers runs this in a container or a virtual machine, and reads the code that
 """
 
 import csv
+import functools
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from labutils.files import written_whole
 from labutils.notebook import exercises
 
 PROCESS = Path(__file__).with_name("handed_in.py")
-TOKEN = "LABUTILS_GRADING"  # an environment variable by which all processes of one notebook are known
+FOLDER = "LABUTILS_GRADING"  # an environment variable that all processes of a notebook have: the notebook's folder
 CELL_SHARE = 4  # a cell may take this part of a notebook's time, so that one endless loop leaves time for the rest
 GIB = 2**30
 LARGEST_FILE_GIB = 1
@@ -101,12 +102,18 @@ def grade(
     if to.suffix not in WRITERS:
         raise SettingError("to", str(to), f"a file that ends in {' or '.join(WRITERS)}")
     paths, found = find(notebooks), []
-    with ThreadPoolExecutor(jobs) as pool:
-        for graded in pool.map(lambda path: run(path, seconds=seconds, memory=memory, profile=profile), paths):
-            found.append(graded)
-            with written_whole(to.absolute()) as partial:
-                WRITERS[to.suffix](found, partial)
-            yield graded
+    with tempfile.TemporaryDirectory(prefix="labutils-grade-", ignore_cleanup_errors=True) as place:
+        run_one = functools.partial(run, place=place, seconds=seconds, memory=memory, profile=profile)
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                for graded in pool.map(run_one, paths):
+                    found.append(graded)
+                    with written_whole(to.absolute()) as partial:
+                        WRITERS[to.suffix](found, partial)
+                    yield graded
+            except BaseException:  # the pool's end waits for the notebooks that are running
+                end_all(place)
+                raise
 
 
 def find(given: Sequence[Path]) -> list[Path]:
@@ -126,10 +133,10 @@ def find(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def run(path: Path, *, seconds: float, memory: float, profile: str) -> Graded:
+def run(path: Path, *, place: str, seconds: float, memory: float, profile: str) -> Graded:
     """Execute one notebook in processes of its own, end them all, and read what was written down."""
-    with tempfile.TemporaryDirectory(prefix="labutils-grade-", ignore_cleanup_errors=True) as folder:
-        home, token = Path(folder), Path(folder).name
+    with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
         (home / "tmp").mkdir()
         orders = {
             "notebook": str(path.absolute()),
@@ -142,7 +149,7 @@ def run(path: Path, *, seconds: float, memory: float, profile: str) -> Graded:
         process = subprocess.Popen(
             [sys.executable, "-P", PROCESS, home / "orders.json"],
             cwd=home,
-            env=os.environ | environment(home, profile) | {TOKEN: token},
+            env=os.environ | environment(home, profile) | {FOLDER: folder},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -154,7 +161,7 @@ def run(path: Path, *, seconds: float, memory: float, profile: str) -> Graded:
         except subprocess.TimeoutExpired:
             late = f"stopped after {seconds:g} s"
         finally:
-            end_all(token)
+            end_all(folder)
             process.wait()
         outcome = read_json(home / "outcome.json")
         error = late or outcome.get("error", f"it ended its own run (exit status {process.returncode})")
@@ -191,10 +198,11 @@ def limits(seconds: float, memory: float) -> dict[str, int]:
     }
 
 
-def end_all(token: str) -> None:
-    """End every process of a notebook, also those that left its session or lost their parent."""
+def end_all(folder: str) -> None:
+    """End every process of the notebooks in a folder, also those that left their session or lost their parent."""
     for _ in range(20):  # one that forks may have to be ended again
-        left = [each for each in psutil.process_iter(["environ"]) if (each.info["environ"] or {}).get(TOKEN) == token]
+        everyone = psutil.process_iter(["environ"])
+        left = [each for each in everyone if (each.info["environ"] or {}).get(FOLDER, "").startswith(folder)]
         if not left:
             return
         for each in left:
@@ -253,5 +261,5 @@ def write_gradescope(graded: Sequence[Graded], path: Path) -> None:
 
 
 # Each check with its module, one a notebook.
-CHECKS = {name: getattr(exercises, name).__module__ for name in exercises.__all__ if name.startswith("check_")}
+CHECKS = {name: getattr(exercises, name).__module__ for name in dir(exercises) if name.startswith("check_")}
 WRITERS: Mapping[str, Callable[[Sequence[Graded], Path], None]] = {".csv": write_csv, ".json": write_gradescope}

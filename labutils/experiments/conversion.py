@@ -56,7 +56,8 @@ def convert_run(folder: Path) -> Path:
         OSError, ValueError, KeyError, TypeError: it can't be read, or its weights fit no model of today.
     """
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    settings = {section: read_yaml(folder / "experiment.yaml")[1].get(section) or {} for section in SECTIONS}
+    _, kept = read_yaml(folder / "experiment.yaml")
+    settings = {section: kept.get(section) or {} for section in SECTIONS}
     experiment = from_settings(settings, name=metrics["experiment"], profile=metrics["profile"])
     data = load_experiment_data(experiment)
     identity = identify(experiment, data)

@@ -169,13 +169,9 @@ def identify(experiment: Experiment, data: ImageData, model: ModelClass | None =
         return experiment.identity(data)
     with seeded(experiment.training.seed, torch.device("cpu")):
         built = build_for(experiment, data, model)
-    initial = files.tensors_digest(dict(enumerate_tensors(built)))
+    numbered = enumerate(built.state_dict().values())  # by their place: a student may change their names
+    initial = files.tensors_digest({f"{number:06}": tensor for number, tensor in numbered})
     return experiment.identity(data, {"own": model_identity(built, data.image_shape), "initial": initial})
-
-
-def enumerate_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """A model's tensors by their place instead of their name, which a student may change."""
-    return [(f"{number:06}", tensor) for number, tensor in enumerate(model.state_dict().values())]
 
 
 def build_for(experiment: Experiment, data: ImageData, model: ModelClass | None = None) -> nn.Module:

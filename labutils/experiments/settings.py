@@ -328,7 +328,7 @@ def complete(settings: Mapping[str, object], owner: Callable) -> dict[str, objec
         SettingError: its owner has no such setting, or one without a default is missing.
     """
     own = {"kind": settings["kind"]} if "kind" in settings else {}
-    known = {name: one for name, one in arguments_of(owner).items() if name in settings or name not in NOT_SETTINGS}
+    known = {name: one for name, one in arguments_of(owner).items() if name not in NOT_SETTINGS}
     for name in settings:
         if name not in (*own, *known):
             raise UnknownSetting(name, known)

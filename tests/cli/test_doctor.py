@@ -47,6 +47,21 @@ def test_missing_data_come_with_a_remedy(tmp_path, monkeypatch):
     assert "web page" in doctor.check_data("mnist").found
 
 
+def test_an_archive_that_may_not_be_read_is_a_warning(tmp_path, monkeypatch):
+    def refuse(path, name):
+        raise PermissionError(f"[Errno 13] Permission denied: {str(path)!r}")
+
+    monkeypatch.setattr(archives, "read_archive", refuse)
+    check = doctor.check_data("mnist")
+    assert "Permission denied" in check.found
+    assert "mnist.npz readable" in check.remedy
+
+
+@pytest.mark.parametrize("address", ["http://my server/", "nonsense", "http://127.0.0.1:9/"])
+def test_an_address_that_cannot_be_asked_is_not_reachable(address):
+    assert not doctor.is_reachable(address)
+
+
 @pytest.mark.parametrize(("free", "warns"), [(50e9, False), (1e9, True)])
 def test_a_full_disk_is_a_warning(monkeypatch, free, warns):
     usage = type("Usage", (), {"free": free})

@@ -3,6 +3,10 @@
 import csv
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -89,6 +93,20 @@ def test_what_one_notebook_does_costs_its_own_row_and_no_other(tmp_path):
     assert [word if word and word in error else error for word, error in zip(told, errors, strict=True)] == told
     assert not psutil.pid_exists(int((tmp_path / "left").read_text()))
     assert len(rows(tmp_path / "grades.csv")) == 7
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_notebooks_that_are_running(tmp_path):
+    endless = f"import os\nopen({str(tmp_path / 'running')!r}, 'w').write(str(os.getpid()))\nwhile True: pass"
+    path = write(tmp_path / "1.ipynb", endless)
+    command = [sys.executable, "-m", "labutils", "grade", path, "--to", tmp_path / "grades.csv", "--timeout", "900"]
+    grader = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while not (tmp_path / "running").exists() or not (tmp_path / "running").read_text():
+        assert grader.poll() is None
+        time.sleep(0.1)
+    grader.send_signal(signal.SIGINT)
+    grader.communicate(timeout=120)  # far less than a cell may take
+    assert not psutil.pid_exists(int((tmp_path / "running").read_text()))
 
 
 @pytest.fixture

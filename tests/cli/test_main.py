@@ -213,6 +213,13 @@ def test_sweep_banks_all_tables_and_fails_when_a_run_does(store, bank, tiny, cap
     assert set(results.load_results("mine")["lr"]) == {0.001}
 
 
+def test_a_table_of_gradients_that_no_run_will_measure_is_refused_at_once(store, bank, tiny, capsys):
+    arguments = ["sweep", tiny, "--as", "mine", "--save-gradients", "--measurement.gradients", "false"]
+    assert main(arguments) == 2
+    assert "measurement.gradients: False" in capsys.readouterr().err
+    assert not store.exists()
+
+
 SAVE = "--save-results"
 
 

@@ -212,6 +212,8 @@ def test_files_and_profiles_that_do_not_exist_are_named(tmp_path):
         ({"data": {}}, ["data.name", "no default"]),
         ({"model": {"kind": "mlp", "depth": 1, "width": 4, "residul": True}}, ["residul", "did you mean residual"]),
         ({"model": {"kind": "mlp", "width": 4}}, ["model.depth", "no default"]),
+        ({"data": {"name": "mnist", "root": "elsewhere"}}, ["root"]),  # what the data and the machine decide
+        ({"model": {"kind": "mlp", "depth": 1, "width": 4, "in_features": 3}}, ["in_features"]),
     ],
 )
 def test_an_experiment_of_ones_own_names_wrong_settings_as_well(changed, words):

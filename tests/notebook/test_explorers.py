@@ -132,8 +132,10 @@ def test_fine_tuning_comes_from_the_bank_and_only_its_setting_can_be_moved(trans
     assert transfers.enabled == ["train", "reset"]
     transfers.choose(stages=-1)
     assert transfers.found["fine-tuning, stages -1 (bank, n = 2)"] == pytest.approx(0.75)
+    transfers.curves["fine-tuning, stages 1"] = (pd.DataFrame(), "")  # as its training leaves it
     transfers.press("reset")
     assert list(transfers.found) == ["fine-tuning, stages -1 (bank, n = 2)"]
+    assert not transfers.curves
 
 
 def test_an_answer_that_fails_says_so_in_the_explorer(transfers):

@@ -106,7 +106,8 @@ class Job:
     @classmethod
     def running(cls) -> "Job | None":
         """The job in training, if there is one."""
-        return cls.current if cls.current is not None and cls.current.thread.is_alive() else None
+        job = cls.current  # read once: a thread that ends sets it to None
+        return job if job is not None and job.thread.is_alive() else None
 
     def start(self) -> None:
         """Begin to train; only where no other job is running."""

@@ -119,6 +119,7 @@ class TransferExplorer(TrainingExplorer):
 
     def reset(self) -> None:
         self.found.clear()
+        self.curves.clear()
         self.runs.clear()
         self.move()
 
