@@ -8,7 +8,7 @@
     lab.evaluate(model, "test", data)
 
 What is needed daily is here. The rest is in the package's modules: lab.probes (gradients, theory, lesions, loss
-surfaces), lab.plots, lab.diagrams, lab.explorers, lab.exercises, lab.predictions, each loaded when it is first used.
+surfaces) and, loaded when first used, lab.plots, lab.diagrams, lab.explorers, lab.exercises, lab.predictions.
 """
 
 import importlib

@@ -21,18 +21,21 @@ from labutils.experiments.settings import (
 )
 from labutils.models.building import MODELS
 
-RUN_EXAMPLES = """examples:
-  labutils run mlp_mnist                               the config as it is
-  labutils run mlp_mnist --model.depth 10 --epochs 3   other settings; a bare name does where it is clear
-  labutils run mlp_mnist --profile smoke               seconds, on built-in data
-  labutils run my_experiment.yaml                      a config file of your own
-  labutils run mlp_mnist --help                        every setting of this config, with its value
-"""
-SAVED = {  # what of a sweep can be banked: the end of its file's name, and what the file holds
-    "results": ("", "a row a run"),
-    "epochs": ("_epochs", "a row an epoch of each run"),
-    "gradients": ("_gradients", "a row a layer and epoch, of measured gradients"),
+EXAMPLES = {  # arguments of `run` and of its like, and what they mean
+    "{config}": "the config as it is",
+    "{config} --model.depth 10 --epochs 3": "other settings; a short name is enough",
+    "{config} --profile smoke": "seconds, on built-in data",
+    "my_experiment.yaml": "a config file of your own",
+    "{config} --help": "every setting of this config, with its value",
 }
+SAVED = {  # what of a sweep can be banked: the end of its file's name, and what the file holds
+    "results": ("", "one row per run"),
+    "epochs": ("_epochs", "one row per epoch of each run"),
+    "gradients": ("_gradients", "one row per layer and epoch, of measured gradients"),
+}
+JOBS_HELP = (
+    "processes (default, and at most: one per GPU, without a GPU one per core); 1: this one, with all its threads"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +52,7 @@ def make_parser() -> Parser:
     """The parser of all commands; settings of `run`, `sweep` and `ship` are what it leaves over."""
     parser = Parser(prog="labutils", description="The deep-learning labs from the command line.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("doctor", help="look over this machine and say what to mend")
+    commands.add_parser("doctor", help="check this machine and say what to fix")
     data = commands.add_parser("data", help="fetch the data sets and say what is there")
     data.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; without one, all of them")
     data.add_argument("--source", default="auto", help=f"one of {', '.join(SOURCES)} (default: auto)")
@@ -58,7 +61,7 @@ def make_parser() -> Parser:
     run = add_experiment(commands, "run", "run one experiment, or load it where it has been run before")
     run.add_argument("--force", action="store_true", help="train anew even if the run is there")
     sweep = add_experiment(commands, "sweep", "run every combination of a config's sweep section")
-    sweep.add_argument("--jobs", type=int, help="processes, of one thread each (default, and most: one a core)")
+    sweep.add_argument("--jobs", type=int, help=JOBS_HELP)
     sweep.add_argument("--cluster", help="run on a Ray cluster: auto, or ray://HOST:PORT")
     for table, (ending, what) in SAVED.items():
         sweep.add_argument(f"--save-{table}", action="store_true", help=f"write data/results/NAME{ending}.csv: {what}")
@@ -77,10 +80,10 @@ def make_parser() -> Parser:
         "verify", help="train the runs behind the headline claims anew, on the data that are here"
     )
     verify.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01; without one, all of them")
-    verify.add_argument("--jobs", type=int, help="processes, of one thread each (default, and most: one a core)")
+    verify.add_argument("--jobs", type=int, help=JOBS_HELP)
     verify.add_argument("--dry-run", action="store_true", help="say what would be trained, and how long it would take")
     add_profile(verify)
-    commands.add_parser("convert", help="take runs and results of before a change of the course over")
+    commands.add_parser("convert", help="give runs and results from before a change of the course their new names")
     course = commands.add_parser("course", help="execute all notebooks in order, and write the course's site")
     course.add_argument("--profile", choices=PROFILES, default="laptop", help="(default: laptop)")
     course.add_argument("--to", type=Path, default=Path("build"), help="the folder of their copies (default: build)")
@@ -100,6 +103,13 @@ def make_parser() -> Parser:
     return parser
 
 
+def examples(name: str, config: str) -> str:
+    """Commands to copy, each with what it does, in two columns."""
+    commands = {f"labutils {name} {given.format(config=config)}": what for given, what in EXAMPLES.items()}
+    width = max(map(len, commands))
+    return "examples:\n" + "".join(f"  {command:<{width}}  {what}\n" for command, what in commands.items())
+
+
 def add_experiment(commands: argparse._SubParsersAction, name: str, summary: str) -> Parser:
     """Add a command that takes a config and settings, and whose help after a config lists its settings."""
     parser = commands.add_parser(
@@ -107,7 +117,7 @@ def add_experiment(commands: argparse._SubParsersAction, name: str, summary: str
         help=summary,
         usage=f"labutils {name} CONFIG [options] [--SETTING VALUE ...]",
         description=f"{summary[0].upper()}{summary[1:]}. Values are written as in YAML: null, true, 0.1, [2, 2, 2, 2].",
-        epilog=RUN_EXAMPLES.replace("labutils run", f"labutils {name}"),
+        epilog=examples(name, "mlp_residual" if name == "sweep" else "mlp_mnist"),
         add_help=False,
     )
     parser.add_argument("config", nargs="?", help=f"a YAML file, or one of: {', '.join(config_names())}")

@@ -172,7 +172,7 @@ def mean_field_rate(model: MLP) -> float:
 
 
 def tanh_rate(variance: float) -> float:
-    """`mean_field_rate` of a plain tanh net whose weights have this variance times the number of inputs."""
+    """`mean_field_rate` of a plain tanh net whose weights have the variance `variance` / (number of inputs)."""
     from scipy.optimize import brentq
 
     points, weights = np.polynomial.hermite_e.hermegauss(101)

@@ -37,8 +37,9 @@ class Transfer:
             network as it is and find a head for its features (nearest neighbours, linear support vectors, logistic
             regression).
         stages: of fine_tuning: how many of the last stages learn beside the head, from 0; -1 for all and the stem.
-        progressive: of fine_tuning: whether it goes in three phases of about as many epochs each: the head alone, then
-            the last `stages` with it, then all (after Howard & Ruder 2018, "Universal language model fine-tuning").
+        progressive: of fine_tuning: whether it goes in phases of about as many epochs each: the head alone, then the
+            last `stages` with it, then all; two phases where `stages` is 0 or -1 (after Howard & Ruder 2018, "Universal
+            language model fine-tuning").
         reinitialized: of fine_tuning: how many of the last stages start from random weights instead of the backbone's,
             from 0 to `stages` (Yosinski et al. 2014, "How transferable are features in deep neural networks?").
         k: of knn: neighbours that vote, from 1.
