@@ -7,6 +7,7 @@ import pandas as pd
 
 from labutils.errors import SettingError, UnknownSetting
 from labutils.experiments.results import (
+    SEEDS,
     load_results,
     row,
     settings_row,
@@ -20,7 +21,6 @@ from labutils.files import make_shared_folder
 from labutils.notebook import plots
 
 MEASURED = ("test_top1", "validation_top1", "train_accuracy", "seconds")
-SEEDS = ("seed", "data_seed")
 DEPTH_COLUMNS = {"depth": "depth", "blocks": "layers"}  # of a table, by the setting that makes a net deep
 MOST_LINES = 8  # that can be told apart in one figure
 MOST_ROWS = 40  # that can be read in one figure

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import pandas as pd
-
 from labutils.errors import SettingError, UnknownSetting
 from labutils.experiments import results, store
 from labutils.experiments.configs import config_names, read_yaml
@@ -65,10 +63,7 @@ def convert_run(folder: Path) -> Path:
     used = {section: values for section, values in settings.items() if values}
     if metrics["identity"] == identity or metrics["identity"] != run_identity(used, data):
         return folder  # named as it should be, or a student's own, or of other data or code
-    history = store.read_history(folder / "history.csv")
-    history.stopped_early = metrics["stopped_early"]
-    if (folder / "gradients.csv").exists():
-        history.probed = [rows for _, rows in pd.read_csv(folder / "gradients.csv").groupby("epoch")]
+    history = store.read_history(folder, metrics, gradients=experiment.measurement.gradients)
     metrics = metrics | {"identity": identity}
     build = functools.partial(build_for, experiment, data)
     load_model = functools.partial(store.read_model, folder / store.WEIGHTS, build, keep=True)

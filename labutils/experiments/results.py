@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATA_SETTINGS = {"limit": "limit", "per_class": "per_class", "validation": "validation", "data_seed": "seed"}
+SEEDS = ("seed", "data_seed")  # columns in which repetitions of one experiment differ
 # Settings without which the others of their owner decide nothing.
 STARTS = {"backbone": Transfer, "teacher": Distillation}
 ORIGIN = ("experiment", "profile", "data", "source", "device", "processor", "torch", "version", "date")

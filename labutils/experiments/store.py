@@ -15,7 +15,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,8 +263,6 @@ def read_run(path: Path, identity: str, experiment: Experiment, build: Callable[
     Raises:
         OSError, ValueError, KeyError, TypeError: a file is missing or damaged, or of another run.
     """
-    import pandas as pd
-
     check_sums(path, *[GRADIENTS] * experiment.measurement.gradients)
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     if metrics["identity"] != identity:
@@ -275,25 +273,27 @@ def read_run(path: Path, identity: str, experiment: Experiment, build: Callable[
     missing = [name for name in ORIGIN if name not in metrics]
     if missing:
         raise ValueError(f"metrics.json lacks {', '.join(missing)}")
-    history = read_history(path / "history.csv")
-    history.stopped_early = metrics["stopped_early"]
+    history = read_history(path, metrics, gradients=experiment.measurement.gradients)
     if len(history.rows) != metrics["epochs_run"] or history.best_epoch != metrics["best_epoch"]:
         raise ValueError("history.csv is not of the run that metrics.json is of")
-    if experiment.measurement.gradients:
-        probes = pd.read_csv(path / GRADIENTS)
-        history.probed = [rows for _, rows in probes.groupby("epoch")]
     # Named as it was asked for: configs that differ in nothing else share a run.
     metrics |= {"experiment": experiment.name, "profile": experiment.profile}
     return Run(experiment, history, metrics, path, functools.partial(read_model, path / WEIGHTS, build))
 
 
-def read_history(path: Path) -> History:
-    """A history from its CSV file; pandas would take ten times as long for so few rows."""
-    with path.open(newline="", encoding="utf-8") as file:
+def read_history(folder: Path, metrics: Mapping[str, object], *, gradients: bool) -> History:
+    """A run's history from its files; pandas would take ten times as long for so few rows."""
+    with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
         rows = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
     if not rows or not rows[0].keys() >= HISTORY_COLUMNS:
-        raise ValueError(f"{path.name} lacks {', '.join(sorted(HISTORY_COLUMNS - set(rows[0] if rows else ())))}")
-    return History([row | {"epoch": int(row["epoch"])} for row in rows])
+        raise ValueError(f"history.csv lacks {', '.join(sorted(HISTORY_COLUMNS - set(rows[0] if rows else ())))}")
+    history = History([row | {"epoch": int(row["epoch"])} for row in rows])
+    history.stopped_early = metrics["stopped_early"]
+    if gradients:
+        import pandas as pd
+
+        history.probed = [norms for _, norms in pd.read_csv(folder / GRADIENTS).groupby("epoch")]
+    return history
 
 
 def read_model(weights: Path, build: Callable[[], nn.Module], *, keep: bool = False) -> nn.Module:

@@ -10,13 +10,12 @@ import pandas as pd
 
 from labutils.errors import SettingError, UnknownSetting
 from labutils.experiments.configs import parse_yaml
-from labutils.experiments.results import STARTS, load_results, setting_types, with_all_settings
+from labutils.experiments.results import SEEDS, STARTS, load_results, setting_types, with_all_settings
 from labutils.notebook.claims.statistics import Difference, difference
 from labutils.notebook.finished import check_finished
 from labutils.notebook.plots.selection import as_text, matching
 
 FOLDER = Path(__file__).parent
-CHANCE = ("seed", "data_seed")  # settings that runs of one side differ in
 UNITS = {"loss": ("nats", 1.0), "seconds": ("s", 1.0), "top1": ("points", 100.0), "accuracy": ("points", 100.0)}
 
 
@@ -97,7 +96,7 @@ class Comparison:
                 "claim", f"{self.claim}: no run of {', '.join(self.bank)} with {settings}", "banked runs"
             )
         check_finished(runs, self.measured)
-        mixed = [name for name in compared_settings(runs) if name not in CHANCE and len(values_of(runs, name)) > 1]
+        mixed = [name for name in compared_settings(runs) if name not in SEEDS and len(values_of(runs, name)) > 1]
         if mixed:
             given = f"{self.claim}: runs with {settings} that differ in {', '.join(mixed)} as well"
             raise SettingError("claim", given, "settings that leave nothing but seeds open")
@@ -111,7 +110,7 @@ class Comparison:
         confounded = [
             name
             for name in compared_settings(first)
-            if name not in named and name not in CHANCE and values_of(first, name) != values_of(second, name)
+            if name not in named and name not in SEEDS and values_of(first, name) != values_of(second, name)
         ]
         if confounded:
             given = f"{self.claim}: its sides differ in {', '.join(confounded)} as well"

@@ -7,6 +7,7 @@ import pandas as pd
 from pandas import DataFrame
 
 from labutils.errors import SettingError, UnknownSetting
+from labutils.experiments.results import SEEDS
 from labutils.notebook.finished import check_finished
 
 Tables = Mapping[str, DataFrame]  # by the label of a line or the title of a panel
@@ -80,9 +81,7 @@ def origin(results: DataFrame) -> str:
     """
     groups = [runs for _, runs in results.groupby("label")] if "label" in results else [results]
     # Heads that are found without chance differ in the seed of the validation images instead.
-    counts = {
-        max((runs[name].nunique() for name in ("seed", "data_seed") if name in runs), default=1) for runs in groups
-    }
+    counts = {max((runs[name].nunique() for name in SEEDS if name in runs), default=1) for runs in groups}
     seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
 
     def distinct(column: str) -> str:
