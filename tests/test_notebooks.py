@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import symtable
 import sys
 from pathlib import Path
 
@@ -73,6 +74,38 @@ def test_it_has_its_parts(notebook):
     assert places == sorted(places)
     assert text.count("**Predict.**") >= 5
     assert text.count("**What it says.**") >= 4
+
+
+def names_of(source):
+    """The global names that a cell binds, and those that it uses."""
+    cell = symtable.symtable(source, "cell", "exec")
+    scopes = [cell]
+    for scope in scopes:
+        scopes += scope.get_children()
+    bound = {name.get_name() for name in cell.get_symbols() if name.is_assigned() or name.is_imported()}
+    used = {
+        name.get_name()
+        for scope in scopes
+        for name in scope.get_symbols()
+        if name.is_referenced() and (scope is cell or name.is_global())
+    }
+    return bound, used
+
+
+def test_the_core_track_needs_nothing_of_an_optional_section(notebook):
+    core, optional, level = set(), set(), 0  # names; the level of the optional heading that a cell is under, or 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for marks, title in re.findall(r"^(#+) (.*)$", cell.source, re.MULTILINE):
+                if not level or len(marks) <= level:
+                    level = len(marks) if "(optional)" in title else 0
+            continue
+        bound, used = names_of(cell.source)
+        if level:
+            optional |= bound
+        else:
+            assert not (used & optional) - core - bound, cell.source
+            core |= bound
 
 
 def claims_of(path, notebook):
