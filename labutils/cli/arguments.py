@@ -21,13 +21,6 @@ from labutils.experiments.settings import (
 )
 from labutils.models.building import MODELS
 
-EXAMPLES = {  # arguments of `run` and of its like, and what they mean
-    "{config}": "the config as it is",
-    "{config} --model.depth 10 --epochs 3": "other settings; a short name is enough",
-    "{config} --profile smoke": "seconds, on built-in data",
-    "my_experiment.yaml": "a config file of your own",
-    "{config} --help": "every setting of this config, with its value",
-}
 SAVED = {  # what of a sweep can be banked: the end of its file's name, and what the file holds
     "results": ("", "one row per run"),
     "epochs": ("_epochs", "one row per epoch of each run"),
@@ -105,7 +98,13 @@ def make_parser() -> Parser:
 
 def examples(name: str, config: str) -> str:
     """Commands to copy, each with what it does, in two columns."""
-    commands = {f"labutils {name} {given.format(config=config)}": what for given, what in EXAMPLES.items()}
+    commands = {
+        f"labutils {name} {config}": "the config as it is",
+        f"labutils {name} {config} --model.depth 10 --epochs 3": "other settings; a short name is enough",
+        f"labutils {name} {config} --profile smoke": "seconds, on built-in data",
+        f"labutils {name} my_experiment.yaml": "a config file of your own",
+        f"labutils {name} {config} --help": "every setting of this config, with its value",
+    }
     width = max(map(len, commands))
     return "examples:\n" + "".join(f"  {command:<{width}}  {what}\n" for command, what in commands.items())
 

@@ -102,18 +102,18 @@ def grade(
     if to.suffix not in WRITERS:
         raise SettingError("to", str(to), f"a file that ends in {' or '.join(WRITERS)}")
     paths, found = find(notebooks), []
-    with tempfile.TemporaryDirectory(prefix="labutils-grade-", ignore_cleanup_errors=True) as place:
-        run_one = functools.partial(run, place=place, seconds=seconds, memory=memory, profile=profile)
-        with ThreadPoolExecutor(jobs) as pool:
-            try:
-                for graded in pool.map(run_one, paths):
-                    found.append(graded)
-                    with written_whole(to.absolute()) as partial:
-                        WRITERS[to.suffix](found, partial)
-                    yield graded
-            except BaseException:  # the pool's end waits for the notebooks that are running
-                end_all(place)
-                raise
+    place = tempfile.TemporaryDirectory(prefix="labutils-grade-", ignore_cleanup_errors=True)
+    with place as folder, ThreadPoolExecutor(jobs) as pool:
+        run_one = functools.partial(run, place=folder, seconds=seconds, memory=memory, profile=profile)
+        try:
+            for graded in pool.map(run_one, paths):
+                found.append(graded)
+                with written_whole(to.absolute()) as partial:
+                    WRITERS[to.suffix](found, partial)
+                yield graded
+        except BaseException:  # the pool's end waits for the notebooks that are running
+            end_all(folder)
+            raise
 
 
 def find(given: Sequence[Path]) -> list[Path]:

@@ -91,8 +91,8 @@ def run_sweep(options: argparse.Namespace) -> int | None:
     wanted = [what for what in SAVED if getattr(options, f"save_{what}")]
     if wanted:  # asked before the work, not after it
         name = kept_name(options, experiments[0], changed=options.settings.keys() > {"profile"})
-        if "gradients" in wanted and not all(one.measurement.gradients for one in experiments):
-            raise SettingError("measurement.gradients", False, "true, for a table of gradients")
+        if "gradients" in wanted:
+            results.check_gradients(experiments)
     if wanted == ["results"]:
         return complete_bank(options, name, experiments)
     table = sweeps.sweep(experiments, jobs=options.jobs, cluster=options.cluster)

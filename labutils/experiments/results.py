@@ -186,6 +186,16 @@ def histories(experiments: Iterable[Experiment]) -> "pd.DataFrame":
     return tabulate(pd.concat([with_origin(run.history.frame, run) for run in map(stored, experiments)]))
 
 
+def check_gradients(experiments: Iterable[Experiment]) -> None:
+    """Refuse experiments of which one does not measure its gradients.
+
+    Raises:
+        SettingError: one does not.
+    """
+    if not all(experiment.measurement.gradients for experiment in experiments):
+        raise SettingError("measurement.gradients", False, "true, for a table of gradients")
+
+
 def gradients(experiments: Iterable[Experiment]) -> "pd.DataFrame":
     """The gradient norms that experiments in the store measured.
 
@@ -200,8 +210,7 @@ def gradients(experiments: Iterable[Experiment]) -> "pd.DataFrame":
 
     tables = []
     for run in map(stored, experiments):
-        if not run.experiment.measurement.gradients:
-            raise SettingError("measurement.gradients", False, "true, for a table of gradients")
+        check_gradients([run.experiment])
         data = load_experiment_data(run.experiment)
         (probe,) = gradient_probes(run.experiment, data)
         start = untrained(run.experiment, data, functools.partial(build_for, run.experiment, data))

@@ -282,7 +282,7 @@ def read_run(path: Path, identity: str, experiment: Experiment, build: Callable[
 
 
 def read_history(folder: Path, metrics: Mapping[str, object], *, gradients: bool) -> History:
-    """A run's history from its files; pandas would take ten times as long for so few rows."""
+    """A run's history from its files; pandas, which long tables need, would take ten times as long for a few epochs."""
     with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
         rows = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
     if not rows or not rows[0].keys() >= HISTORY_COLUMNS:

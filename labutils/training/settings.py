@@ -50,8 +50,8 @@ class Training(Recipe):
         weight_decay: from 0. Added to the gradient by adam and sgd, decoupled from it by adamw and muon.
         scheduler: None keeps the learning rate; cosine lowers it towards 0 epoch by epoch; plateau halves it
             whenever the validation loss (without a validation split, the training loss) has not improved for more than
-            2 epochs; onecycle raises and lowers it
-            step by step (Smith & Topin 2019), along a cosine; triangular does so along straight lines.
+            2 epochs; onecycle raises and lowers it step by step (Smith & Topin 2019), along a cosine; triangular does
+            so along straight lines.
         patience: stop after so many epochs without a better validation accuracy, or an equal one at a lower loss; None
             never stops early.
         label_smoothing: share of each label spread over all classes, from 0 to below 1.

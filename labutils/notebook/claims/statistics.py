@@ -34,6 +34,10 @@ class Difference:
         effect, low, high = (factor * value for value in (self.effect, self.low, self.high))
         return f"{effect:+.2f} {name} [{low:+.2f}, {high:+.2f}]"
 
+    def sizes(self) -> str:
+        """How many values either sample has, such as "n = 10 and 5"."""
+        return f"n = {' and '.join(map(str, self.counts))}"
+
 
 def difference(
     first: Sequence[float], second: Sequence[float] | float, *, by: float = 0.0, within: float | None = None

@@ -126,7 +126,7 @@ def row_of(claim: str, differences: Sequence[Difference], unit: tuple[str, float
     figure = judged.in_unit(*unit)
     if len(differences) > 1:
         figure = f"in the least certain of {len(differences)} cases {figure}"
-    return Row(claim, figure, f"n = {' and '.join(map(str, judged.counts))}", judged.p < SIGNIFICANCE, judged.p)
+    return Row(claim, figure, judged.sizes(), judged.p < SIGNIFICANCE, judged.p)
 
 
 def p_value(p: float) -> str:

@@ -207,9 +207,13 @@ class TrainingExplorer(Explorer):
             self.update_stand_in()
             self.enable()
 
-    def reset(self) -> None:
+    def forget(self) -> None:
+        """Drop what is kept of earlier choices, without drawing."""
         self.runs.clear()
         self.curves.clear()
+
+    def reset(self) -> None:
+        self.forget()
         self.status = INVITATION
         self.draw()
         self.update_stand_in()

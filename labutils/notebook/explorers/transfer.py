@@ -117,10 +117,12 @@ class TransferExplorer(TrainingExplorer):
     def can_train(self) -> bool:
         return self.choice()["method"] == "fine_tuning"
 
-    def reset(self) -> None:
+    def forget(self) -> None:
+        super().forget()
         self.found.clear()
-        self.curves.clear()
-        self.runs.clear()
+
+    def reset(self) -> None:
+        self.forget()
         self.move()
 
     def draw(self) -> None:
